@@ -1,2 +1,39 @@
 //! `cargo xtask`: the one entry point for building, running and testing.
-fn main() {}
+
+mod guest;
+mod packages;
+mod paths;
+mod toolchain;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, runs and tests the guest kernel; sets up what it needs.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Builds the guest image and prints where it is.
+    Build {
+        /// The package to build.
+        #[arg(default_value = guest::DEFAULT_IMAGE)]
+        package: String,
+    },
+}
+
+fn main() -> std::process::ExitCode {
+    let outcome = match Arguments::parse().command {
+        Task::Build { package } => guest::build(&package).map(|elf| println!("{}", elf.display())),
+    };
+    match outcome {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("janus: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
