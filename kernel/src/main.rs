@@ -3,5 +3,7 @@
 
 #[cfg(not(target_os = "none"))]
 fn main() {
-    eprintln!("this is the guest kernel: build it with `cargo xtask build`, boot it with `cargo xtask run`");
+    eprintln!(
+        "this is the guest kernel: build it with `cargo xtask build`, boot it with `cargo xtask run`"
+    );
 }
