@@ -1,8 +1,12 @@
 //! `cargo xtask`: the one entry point for building, running and testing.
 
+mod console;
+mod cpio;
 mod guest;
+mod lab;
 mod packages;
 mod paths;
+mod process;
 mod toolchain;
 
 use clap::{Parser, Subcommand};
@@ -23,11 +27,21 @@ enum Task {
         #[arg(default_value = guest::DEFAULT_IMAGE)]
         package: String,
     },
+    /// Runs a guest in a lab.
+    #[command(subcommand)]
+    Lab(LabTask),
+}
+
+#[derive(Debug, Subcommand)]
+enum LabTask {
+    /// Real Xen with a Debian dom0, inside QEMU.
+    Xen(lab::command::XenArguments),
 }
 
 fn main() -> std::process::ExitCode {
     let outcome = match Arguments::parse().command {
         Task::Build { package } => guest::build(&package).map(|elf| println!("{}", elf.display())),
+        Task::Lab(LabTask::Xen(arguments)) => lab::command::xen(&arguments),
     };
     match outcome {
         Ok(()) => std::process::ExitCode::SUCCESS,
