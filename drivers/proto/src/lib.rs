@@ -13,3 +13,4 @@ extern crate alloc;
 pub mod abi;
 pub mod addr;
 pub mod sync;
+pub mod virtqueue;

@@ -41,3 +41,5 @@ macro_rules! assert_layout {
         };
     };
 }
+
+pub mod virtio;
