@@ -3,6 +3,13 @@
 
 extern crate alloc;
 
+pub mod cpu;
+pub mod irq;
+pub mod mm;
+pub mod percpu;
+pub mod platform;
+pub mod power;
 pub mod sync;
 pub mod task;
 pub mod time;
+pub mod trap;

@@ -1,0 +1,98 @@
+//! The native clock: the time stamp counter with a scale that readers take without locks.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use core::time::Duration;
+
+/// Fraction bits of [`Scale::mult`].
+const SHIFT: u32 = 32;
+
+/// One line of the TSC-to-time mapping: `ns = base_ns + (tsc - base_tsc) * mult / 2^32`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scale {
+    /// Counter value at `base_ns`.
+    pub base_tsc: u64,
+    /// Nanoseconds since boot at `base_tsc`.
+    pub base_ns: u64,
+    /// Nanoseconds per tick, with 32 fraction bits.
+    pub mult: u64,
+}
+
+impl Scale {
+    /// The time at counter value `tsc`; a counter slightly behind the base (another CPU's) counts as the base.
+    #[must_use]
+    pub const fn ns_at(self, tsc: u64) -> u64 {
+        self.base_ns + mul_shift(tsc.saturating_sub(self.base_tsc), self.mult)
+    }
+    /// The counter value at `ns`, rounded up, for deadlines.
+    #[must_use]
+    pub const fn tsc_at(self, ns: u64) -> u64 {
+        let delta = ns.saturating_sub(self.base_ns) as u128;
+        let ticks = (delta << SHIFT).div_ceil(if self.mult == 0 { 1 } else { self.mult as u128 });
+        let tsc = self.base_tsc as u128 + ticks;
+        if tsc > u64::MAX as u128 { u64::MAX } else { low64(tsc) }
+    }
+    /// The multiplier of a counter that runs at `hz`.
+    #[must_use]
+    pub const fn mult_of(hz: u64) -> u64 {
+        (1_000_000_000u64 << 30) / (if hz < 4 { 1 } else { hz / 4 })
+    }
+}
+
+const fn mul_shift(ticks: u64, mult: u64) -> u64 {
+    low64((ticks as u128 * mult as u128) >> SHIFT)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the low half is what is asked for")]
+const fn low64(value: u128) -> u64 {
+    value as u64
+}
+
+/// The current scale, published with a sequence count: odd while it changes.
+static SEQUENCE: AtomicU32 = AtomicU32::new(0);
+static BASE_TSC: AtomicU64 = AtomicU64::new(0);
+static BASE_NS: AtomicU64 = AtomicU64::new(0);
+/// Until calibration: one tick a nanosecond, so that time at least moves.
+static MULT: AtomicU64 = AtomicU64::new(1 << SHIFT);
+
+/// The current scale.
+#[must_use]
+pub fn scale() -> Scale {
+    loop {
+        let before = SEQUENCE.load(Ordering::Acquire);
+        let scale = Scale {
+            base_tsc: BASE_TSC.load(Ordering::Relaxed),
+            base_ns: BASE_NS.load(Ordering::Relaxed),
+            mult: MULT.load(Ordering::Relaxed),
+        };
+        // Orders the loads above before the second look at the sequence.
+        fence(Ordering::Acquire);
+        if before.is_multiple_of(2) && SEQUENCE.load(Ordering::Relaxed) == before {
+            return scale;
+        }
+        core::hint::spin_loop();
+    }
+}
+
+/// Publishes a scale. One writer at a time: the boot CPU, with interrupts masked.
+pub(crate) fn set_scale(scale: Scale) {
+    let sequence = SEQUENCE.load(Ordering::Relaxed);
+    SEQUENCE.store(sequence.wrapping_add(1), Ordering::Relaxed);
+    // Orders the odd sequence before the new values, for `scale`'s acquire loads.
+    fence(Ordering::Release);
+    BASE_TSC.store(scale.base_tsc, Ordering::Relaxed);
+    BASE_NS.store(scale.base_ns, Ordering::Relaxed);
+    MULT.store(scale.mult, Ordering::Relaxed);
+    SEQUENCE.store(sequence.wrapping_add(2), Ordering::Release);
+}
+
+/// Nanoseconds since the clock was started.
+#[must_use]
+pub fn now_ns() -> u64 {
+    scale().ns_at(crate::cpu::rdtsc())
+}
+
+/// Time since the UNIX epoch.
+#[must_use]
+pub fn wall_clock() -> Option<Duration> {
+    None
+}

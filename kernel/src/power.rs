@@ -1,0 +1,80 @@
+//! The end of the virtual machine, reported in each hypervisor's own way.
+// UNSAFETY: writes the ports, and breaks the CPU state, that end a machine.
+#![expect(unsafe_code, reason = "the ways to end a machine are ports and a triple fault")]
+
+use crate::platform;
+use crate::platform::native::outb;
+
+/// QEMU's `isa-debug-exit` where this project puts it (iobase 0xf4).
+const DEBUG_EXIT: u16 = 0xf4;
+/// Marks the code as ours: QEMU's exit status is `(value << 1) | 1`, so success is 33.
+const DEBUG_EXIT_MARK: u8 = 0x10;
+/// The keyboard controller's command port, and the command that pulses the CPU's reset line.
+const I8042_COMMAND: u16 = 0x64;
+const I8042_RESET: u8 = 0xfe;
+
+/// Exit codes of tests, as the test report and the host's runner know them.
+pub mod code {
+    /// Everything asked for was done.
+    pub const SUCCESS: u8 = 0;
+    /// The test does not apply here.
+    pub const SKIP: u8 = 3;
+    /// The test could not be carried out.
+    pub const ERROR: u8 = 4;
+    /// The thing tested is wrong.
+    pub const FAILURE: u8 = 5;
+    /// The kernel itself failed.
+    pub const CRASH: u8 = 6;
+}
+
+/// How the virtual machine ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// Power off with a code; 0 is success (see [`code`]).
+    PowerOff(u8),
+    /// Start again.
+    Reboot,
+    /// The kernel failed; hypervisors that tell crashes from other ends are told.
+    Crash,
+}
+
+impl ExitStatus {
+    /// The code that a host sees where there is room for one.
+    #[must_use]
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::PowerOff(code) => code,
+            Self::Reboot => code::SUCCESS,
+            Self::Crash => code::CRASH,
+        }
+    }
+}
+
+/// Ends the virtual machine.
+pub fn exit(status: ExitStatus) -> ! {
+    platform::disable_irqs();
+    platform::end(status)
+}
+
+/// Ends a virtual machine without Xen, by every way there is, the most telling first; comes back if none worked.
+pub(crate) fn native_end(status: ExitStatus) {
+    if status != ExitStatus::Reboot {
+        // SAFETY: ends QEMU; nothing else is known at this port.
+        unsafe { outb(DEBUG_EXIT, DEBUG_EXIT_MARK | status.code()) }
+    }
+    // SAFETY: resets the machine, the last thing this kernel wants from it.
+    unsafe { outb(I8042_COMMAND, I8042_RESET) }
+    triple_fault();
+}
+
+/// Resets the machine by an exception that cannot be delivered.
+#[cfg(target_os = "none")]
+fn triple_fault() {
+    let empty = x86_64::structures::DescriptorTablePointer { limit: 0, base: x86_64::VirtAddr::zero() };
+    // SAFETY: with an empty table the next exception resets the machine, which is what is asked for.
+    unsafe { x86_64::instructions::tables::lidt(&empty) };
+    x86_64::instructions::interrupts::int3();
+}
+
+#[cfg(not(target_os = "none"))]
+fn triple_fault() {}

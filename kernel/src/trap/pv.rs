@@ -1,0 +1,1 @@
+//! The way into traps under Xen PV: the trap table and the event callback.
