@@ -101,6 +101,11 @@ impl Console {
         String::from_utf8_lossy(&self.lock().bytes).into_owned()
     }
 
+    /// Whether nothing more will come.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
     /// Bytes so far: a place to search from later.
     pub(crate) fn position(&self) -> usize {
         self.lock().bytes.len()

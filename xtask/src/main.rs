@@ -2,12 +2,17 @@
 
 mod console;
 mod cpio;
+mod disk;
 mod guest;
 mod lab;
 mod packages;
 mod paths;
 mod process;
+mod qemu;
+mod run;
 mod toolchain;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -27,6 +32,7 @@ enum Task {
         #[arg(default_value = guest::DEFAULT_IMAGE)]
         package: String,
     },
+    Run(run::RunArguments),
     /// Runs a guest in a lab.
     #[command(subcommand)]
     Lab(LabTask),
@@ -38,16 +44,17 @@ enum LabTask {
     Xen(lab::command::XenArguments),
 }
 
-fn main() -> std::process::ExitCode {
+fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
-        Task::Build { package } => guest::build(&package).map(|elf| println!("{}", elf.display())),
-        Task::Lab(LabTask::Xen(arguments)) => lab::command::xen(&arguments),
+        Task::Build { package } => guest::build(&package).map(|elf| println!("{}", elf.display())).map(|()| ExitCode::SUCCESS),
+        Task::Run(arguments) => run::run(&arguments),
+        Task::Lab(LabTask::Xen(arguments)) => lab::command::xen(&arguments).map(|()| ExitCode::SUCCESS),
     };
     match outcome {
-        Ok(()) => std::process::ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("janus: {error:#}");
-            std::process::ExitCode::FAILURE
+            ExitCode::FAILURE
         }
     }
 }

@@ -1,7 +1,9 @@
 //! `cargo xtask lab xen`: one guest in the lab, its console here, its result as exit status.
 
+use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -83,7 +85,7 @@ pub(crate) fn xen(arguments: &XenArguments) -> Result<()> {
     eprintln!("janus: dom0 is ready after {:.1} s", lab.age());
     let mut command_line = arguments.append.clone();
     if let Some(exec) = &arguments.exec {
-        command_line.push_str(&format!(" --exec '{exec}'"));
+        command_line = format!("{command_line} {}", crate::run::exec_words(exec)?);
     }
     let limit = Duration::from_secs(arguments.timeout);
     let mut guest = lab.create(&Domain {
@@ -117,4 +119,100 @@ pub(crate) fn xen(arguments: &XenArguments) -> Result<()> {
         bail!("the guest ended with {}", reason_name(reason));
     }
     Ok(())
+}
+
+/// The terminal without line editing, restored when dropped.
+struct RawTerminal {
+    before: String,
+}
+
+impl RawTerminal {
+    /// `None` if standard input is no terminal.
+    fn enter() -> Option<Self> {
+        let stty = |words: &[&str]| {
+            let output = Command::new("stty").args(words).stdin(Stdio::inherit()).output().ok()?;
+            output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        };
+        let before = stty(&["-g"])?;
+        stty(&["raw", "-echo"])?;
+        Some(Self { before })
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        // Nothing better can be done if the terminal has gone.
+        let _ = Command::new("stty").arg(&self.before).stdin(Stdio::inherit()).status();
+    }
+}
+
+/// Boots an image in the lab with this terminal as its console: `cargo xtask run --machine xen-pv`.
+///
+/// # Errors
+/// The lab fails, or the guest cannot be created.
+pub(crate) fn shell(
+    mode: Mode,
+    image: PathBuf,
+    disks: Vec<PathBuf>,
+    command_line: String,
+    memory_mib: u32,
+) -> Result<ExitCode> {
+    eprintln!("janus: booting Xen and dom0 (about 6 s)");
+    let count = disks.len();
+    let setup = Setup { images: vec![("kernel".to_owned(), image)], disks, ..Setup::default() };
+    let mut lab = Lab::start(&setup, Echo::Quiet)?;
+    eprintln!("janus: dom0 is ready after {:.1} s; leave with `poweroff`, or Ctrl-]", lab.age());
+    let mut from = lab.output.position();
+    let mut port = lab.attach(&Domain {
+        name: "guest".to_owned(),
+        mode,
+        kernel: "/images/kernel".to_owned(),
+        ramdisk: None,
+        command_line,
+        memory_mib,
+        disks: ('a'..='z').take(count).map(|letter| format!("/dev/vd{letter}")).collect(),
+        network: true,
+    })?;
+    let raw = RawTerminal::enter();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 256];
+        while let Ok(count @ 1..) = std::io::stdin().read(&mut buffer) {
+            let Some(bytes) = buffer.get(..count) else { break };
+            if port.write_all(bytes).is_err() {
+                break;
+            }
+        }
+    });
+    let newline: &[u8] = if raw.is_some() { b"\r\n" } else { b"\n" };
+    loop {
+        // Whatever is there, at least every 20 ms: a prompt has no newline.
+        let _ = lab.output.contains(from, "lab: ended guest ", Instant::now() + Duration::from_millis(20));
+        let text = lab.output.text();
+        let fresh = text.get(from..).unwrap_or_default();
+        let (shown, reason) = match fresh.split_once("lab: ended guest ") {
+            Some((shown, reason)) => (shown, Some(reason.trim().parse::<u32>().ok())),
+            None => (fresh, None),
+        };
+        let mut out = std::io::stdout().lock();
+        for part in shown.split_inclusive('\n') {
+            match part.strip_suffix('\n') {
+                Some(line) => {
+                    out.write_all(line.as_bytes())?;
+                    out.write_all(newline)?;
+                }
+                None => out.write_all(part.as_bytes())?,
+            }
+        }
+        out.flush()?;
+        from += shown.len();
+        if let Some(reason) = reason {
+            drop(raw);
+            let reason = reason.context("the guest could not be created")?;
+            eprintln!("janus: the guest ended: {}", reason_name(reason));
+            return Ok(if reason <= 1 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        if lab.is_over() {
+            bail!("the lab ended under the guest");
+        }
+    }
 }

@@ -45,6 +45,15 @@ guest() {
 	echo "lab: ended $1 ${code:-none}" >&3
 }
 
+# attach NAME: as `guest`, but the port is the guest's console, byte by byte, until it ends.
+attach() {
+	xl create -F -c /run/$1.cfg 2>/run/$1.xl <&3 >&3
+	code=$(sed -n 's/.*has shut down, reason code \([0-9]*\).*/\1/p' /run/$1.xl | tail -n 1)
+	[ -n "$code" ] || cat /run/$1.xl >&3
+	echo >&3
+	echo "lab: ended $1 ${code:-none}" >&3
+}
+
 while read -r number command <&3; do
 	(eval "$command") </dev/null >/tmp/output 2>&1
 	status=$?

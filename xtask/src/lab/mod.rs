@@ -168,6 +168,11 @@ impl Lab {
         )
     }
 
+    /// Whether the port is closed: the machine has ended.
+    pub(crate) fn is_over(&self) -> bool {
+        self.output.is_closed()
+    }
+
     /// Seconds since the machine was started.
     pub(crate) fn age(&self) -> f32 {
         self.machine.started.elapsed().as_secs_f32()
@@ -215,15 +220,31 @@ impl Lab {
     /// # Errors
     /// The lab died.
     pub(crate) fn create(&mut self, domain: &Domain) -> Result<Guest> {
-        let config = domain.config();
-        let text = config.replace('\\', "\\\\").replace('\n', "\\n").replace('\'', "'\\''");
+        self.configure(domain)?;
         let start = self.output.position();
         let name = &domain.name;
-        self.run(
-            &format!("printf '%b' '{text}' >/run/{name}.cfg; guest {name} </dev/null >/dev/null 2>&1 &"),
-            Duration::from_secs(10),
-        )?;
+        let limit = Duration::from_secs(10);
+        self.run(&format!("guest {name} </dev/null >/dev/null 2>&1 &"), limit)?;
         Ok(Guest { name: name.clone(), cursor: start, start })
+    }
+
+    fn configure(&mut self, domain: &Domain) -> Result<()> {
+        let command = format!("printf '%b' '{}' >/run/{}.cfg", escaped(&domain.config()), domain.name);
+        self.run(&command, Duration::from_secs(10))?;
+        Ok(())
+    }
+
+    /// Creates a guest whose console is the port itself until it ends; gives the port to write to.
+    ///
+    /// Everything printed then comes through [`Self::output`]; the last line is `lab: ended NAME REASON`.
+    ///
+    /// # Errors
+    /// The lab died.
+    pub(crate) fn attach(&mut self, domain: &Domain) -> Result<UnixStream> {
+        use std::io::Write as _;
+        self.configure(domain)?;
+        self.port.write_all(format!("0 attach {}\n", domain.name).as_bytes())?;
+        Ok(self.port.try_clone()?)
     }
 
     /// Types on a guest's console.
@@ -231,8 +252,7 @@ impl Lab {
     /// # Errors
     /// The lab died.
     pub(crate) fn type_to(&mut self, guest: &Guest, text: &str) -> Result<()> {
-        let text = text.replace('\\', "\\\\").replace('\n', "\\n").replace('\'', "'\\''");
-        self.run(&format!("printf '%b' '{text}' >/run/{}.in", guest.name), Duration::from_secs(10))?;
+        self.run(&format!("printf '%b' '{}' >/run/{}.in", escaped(text), guest.name), Duration::from_secs(10))?;
         Ok(())
     }
 
@@ -363,6 +383,11 @@ impl Domain {
         }
         text
     }
+}
+
+/// Text as it stands between single quotes for the shell, and then for printf's %b.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('\n', "\\n").replace('\'', "'\\''")
 }
 
 fn is_guest_line(line: &str) -> bool {
