@@ -6,9 +6,13 @@ extern crate alloc;
 pub mod cpu;
 pub mod irq;
 pub mod mm;
+#[cfg(target_os = "none")]
+mod panic;
 pub mod percpu;
 pub mod platform;
 pub mod power;
+#[cfg(target_os = "none")]
+mod start;
 pub mod sync;
 pub mod task;
 pub mod time;

@@ -1,6 +1,9 @@
 //! The default image: an interactive shell over disk and network.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
+#[cfg(target_os = "none")]
+use janus_kernel as _;
+
 #[cfg(not(target_os = "none"))]
 fn main() {
     eprintln!(
