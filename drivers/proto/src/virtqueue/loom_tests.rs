@@ -37,9 +37,16 @@ impl GuestWords for Memory {
     }
 }
 
+/// A pair with one chain behind it: the event positions, which start at 0, are passed, so nobody asks.
 fn pair(memory: &Memory, features: u64) -> (DriverQueue<Memory>, DeviceQueue) {
-    let driver = DriverQueue::new(SIZE, memory.clone(), None, features).unwrap();
-    let device = DeviceQueue::new(SIZE, Rings::of(driver.layout(), Gpa(0)), features).unwrap();
+    let mut driver = DriverQueue::new(SIZE, memory.clone(), None, features).unwrap();
+    let mut device = DeviceQueue::new(SIZE, Rings::of(driver.layout(), Gpa(0)), features).unwrap();
+    driver.add(&BUFFER).unwrap();
+    driver.publish();
+    let head = device.pop(memory, &mut Vec::new()).unwrap().unwrap();
+    device.push(memory, head, 8).unwrap();
+    device.publish(memory).unwrap();
+    driver.pop().unwrap().unwrap();
     (driver, device)
 }
 
