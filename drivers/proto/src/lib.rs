@@ -14,3 +14,5 @@ pub mod abi;
 pub mod addr;
 pub mod sync;
 pub mod virtqueue;
+pub mod xenbus;
+pub mod xenstore;
