@@ -3,6 +3,9 @@
 
 extern crate alloc;
 
+pub mod block;
+pub mod devices;
+pub mod dma_pool;
 pub mod cpu;
 pub mod irq;
 pub mod mm;

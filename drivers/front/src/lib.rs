@@ -9,3 +9,5 @@ extern crate alloc;
 
 pub mod class;
 pub mod dma;
+#[cfg(any(test, feature = "std"))]
+pub mod heap_frames;

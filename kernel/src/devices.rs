@@ -1,0 +1,66 @@
+//! The devices that are here now. Drivers' glue puts them in and takes them out; services look them up.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::future::{Future, poll_fn};
+use core::pin::pin;
+use core::sync::atomic::{AtomicU64, Ordering};
+use core::task::Poll;
+
+use crate::block::Block;
+use crate::sync::{IrqMutex, Notify};
+
+static BLOCKS: IrqMutex<Vec<Arc<Block>>> = IrqMutex::new(Vec::new());
+
+/// Counts changes, so that a waiter sees one that happened before it waited.
+static CHANGES: AtomicU64 = AtomicU64::new(0);
+static CHANGED: Notify = Notify::new();
+
+fn note_change() {
+    CHANGES.fetch_add(1, Ordering::Release);
+    CHANGED.notify_all();
+}
+
+/// The disks, in the order in which they were found.
+#[must_use]
+pub fn blocks() -> Vec<Arc<Block>> {
+    BLOCKS.lock().clone()
+}
+
+/// The disk of this name.
+#[must_use]
+pub fn block(name: &str) -> Option<Arc<Block>> {
+    BLOCKS.lock().iter().find(|block| block.name() == name).cloned()
+}
+
+/// Registers a disk.
+pub fn add_block(block: Arc<Block>) {
+    BLOCKS.lock().push(block);
+    note_change();
+}
+
+/// Takes a disk out and ends its requests; whoever still holds it gets errors from it.
+pub fn remove_block(block: &Arc<Block>) {
+    BLOCKS.lock().retain(|known| !Arc::ptr_eq(known, block));
+    block.detach();
+    note_change();
+}
+
+/// How many changes there have been.
+#[must_use]
+pub fn generation() -> u64 {
+    CHANGES.load(Ordering::Acquire)
+}
+
+/// Waits until [`generation`] differs from `seen`.
+pub async fn changed_since(seen: u64) {
+    while generation() == seen {
+        let mut signal = pin!(CHANGED.notified());
+        poll_fn(|cx| {
+            // First into the queue of waiters, then the look: a change on another CPU is not missed.
+            let signalled = signal.as_mut().poll(cx);
+            if generation() == seen { signalled } else { Poll::Ready(()) }
+        })
+        .await;
+    }
+}
