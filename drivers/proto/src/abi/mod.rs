@@ -21,11 +21,37 @@ macro_rules! open_enum {
         }
         impl core::fmt::Debug for $name {
             fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-                match *self {
-                    $(Self::$variant => f.write_str(stringify!($variant)),)*
-                    #[allow(unreachable_patterns, reason = "an enum may list every value of a small integer")]
-                    Self(other) => write!(f, concat!(stringify!($name), "({:#x})"), other),
-                }
+                $(if *self == Self::$variant {
+                    return f.write_str(stringify!($variant));
+                })*
+                write!(f, concat!(stringify!($name), "({:#x})"), self.0)
+            }
+        }
+    };
+}
+
+/// Defines flag words of the wire: a transparent integer with named bits; unlisted bits are kept.
+#[macro_export]
+macro_rules! open_flags {
+    ($(#[$meta:meta])* $vis:vis struct $name:ident: $int:ty {
+        $($(#[$inner:ident $($args:tt)*])* const $flag:ident = $value:expr;)*
+    }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash)]
+        #[derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)]
+        #[repr(transparent)]
+        $vis struct $name(pub $int);
+        bitflags::bitflags! {
+            impl $name: $int {
+                $($(#[$inner $($args)*])* const $flag = $value;)*
+                const _ = !0;
+            }
+        }
+        impl core::fmt::Debug for $name {
+            fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                f.write_str(concat!(stringify!($name), "("))?;
+                bitflags::parser::to_writer(self, &mut *f)?;
+                f.write_str(")")
             }
         }
     };
@@ -43,3 +69,6 @@ macro_rules! assert_layout {
 }
 
 pub mod virtio;
+
+pub mod xen;
+pub mod xen_io;
