@@ -26,7 +26,7 @@ pub fn write(_bytes: &[u8]) {}
 #[cfg(target_os = "none")]
 pub use guest::{crash, write};
 #[cfg(target_os = "none")]
-pub(crate) use guest::{init_native, init_pv, write_to_xen};
+pub(crate) use guest::{init_native, init_pv, write_to_xen, xen_memory_map};
 
 #[cfg(target_os = "none")]
 mod guest {
@@ -162,6 +162,37 @@ mod guest {
         // SAFETY: the call writes `param.value` and nothing else.
         let result = unsafe { hypercall(gate, hypercall::HVM_OP, HVMOP_GET_PARAM, address, 0) };
         (result == 0).then_some(param.value)
+    }
+
+    /// Asks Xen for the memory map that version 0 of hvm_start_info does not have (`memory.h`).
+    pub(crate) fn xen_memory_map(info: &mut crate::BootInfo) {
+        const XENMEM_MEMORY_MAP: u64 = 9;
+        const ENTRY: usize = 20;
+        const ENTRIES: usize = 128;
+        #[repr(C)]
+        struct XenMemoryMap {
+            nr_entries: u32,
+            buffer: u64,
+        }
+        let Some(gate) = gate() else { return };
+        let mut table = [0u8; ENTRY * ENTRIES];
+        let mut map = XenMemoryMap {
+            nr_entries: ENTRIES as u32,
+            buffer: table.as_mut_ptr().expose_provenance() as u64,
+        };
+        let address = (&raw mut map).expose_provenance() as u64;
+        // SAFETY: the call writes `nr_entries` and that many entries, at most as many as there is
+        // room for.
+        let result =
+            unsafe { hypercall(gate, hypercall::MEMORY_OP, XENMEM_MEMORY_MAP, address, 0) };
+        if result != 0 {
+            return;
+        }
+        for entry in table.chunks_exact(ENTRY).take(map.nr_entries as usize) {
+            let field = |offset| crate::memory::read_u64(entry, offset).unwrap_or(0);
+            let kind = crate::memory::read_u32(entry, 16).unwrap_or(0);
+            info.add_memory(field(0), field(8), crate::MemoryKind::from_e820(kind));
+        }
     }
 
     /// Writes `bytes` to every output there is.

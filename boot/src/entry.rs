@@ -76,8 +76,11 @@ extern "C" fn native_start(door: u32, argument: u64, magic: u32) -> ! {
         Door::Linux64 | Door::XenPv => crate::linux::parse(&memory, argument, image),
     };
     let mut info = info.unwrap_or_else(|error| fail(door, error));
+    if info.memory.ranges().is_empty() {
+        early::xen_memory_map(&mut info);
+    }
     if info.rsdp.is_none() {
-        info.rsdp = find_rsdp();
+        info.rsdp = find_rsdp(&info);
     }
     if info.memory.usable_bytes() == 0 {
         // A PVH version 0 loader, or a careless one. What holds the image is memory; the kernel says
@@ -87,6 +90,7 @@ extern "C" fn native_start(door: u32, argument: u64, magic: u32) -> ! {
         let end = info.image.end.next_multiple_of(2 << 20);
         info.add_memory(start, end - start, MemoryKind::Usable);
     }
+    move_low_module(&memory, &mut info);
     // SAFETY: the kernel defines it with this signature (`janus_kernel::start`).
     unsafe { janus_kernel_start(info) }
 }
@@ -138,16 +142,49 @@ fn find_frame(start_info: &crate::start_info::StartInfo, mfn: u64) -> Option<u64
     Some(pfn * PAGE_SIZE as u64)
 }
 
-/// The ACPI root pointer in the BIOS area (ACPI 6.5, 5.2.5.1), for loaders that do not pass it.
-fn find_rsdp() -> Option<Gpa> {
+/// Moves a module out of page 0 to where a slice can name it.
+fn move_low_module(memory: &Identity, info: &mut BootInfo) {
+    let Some((start, len, command_line)) = info.low_module.take() else { return };
+    let fits = start.checked_add(len).is_some_and(|end| end <= info.image.start);
+    let Some(target) = info.find_free(len, memory.limit).filter(|_| fits) else {
+        info.problems |= Problems::MODULE_REJECTED;
+        return;
+    };
+    // SAFETY: both ranges are mapped; the target is free memory that nothing refers to. Assembly,
+    // because the source may start at address 0.
+    unsafe {
+        asm!(
+            "rep movsb",
+            inout("rcx") len => _,
+            inout("rsi") start => _,
+            inout("rdi") target => _,
+            options(nostack, preserves_flags)
+        );
+    }
+    info.add_module(memory, target, len, command_line);
+}
+
+/// The ACPI root pointer, for loaders that do not pass it: in the BIOS area (ACPI 6.5, 5.2.5.1), or,
+/// where UEFI firmware has none there (multiboot 1), in the ACPI ranges of the memory map.
+fn find_rsdp(info: &BootInfo) -> Option<Gpa> {
     let memory = Identity { limit: 1 << 32 };
-    let area = memory.bytes(0xe0000, 0x20000)?;
-    let is_rsdp = |bytes: &&[u8]| {
+    let is_rsdp = |bytes: &[u8]| {
         bytes.starts_with(b"RSD PTR ")
             && bytes.get(..20).is_some_and(|head| head.iter().fold(0u8, |a, &b| a.wrapping_add(b)) == 0)
     };
-    let index = area.windows(36).step_by(16).position(|bytes| is_rsdp(&bytes))?;
-    Some(Gpa(0xe0000 + index as u64 * 16))
+    let acpi = info
+        .memory
+        .ranges()
+        .iter()
+        .filter(|range| matches!(range.kind, MemoryKind::AcpiReclaimable | MemoryKind::AcpiNvs))
+        .map(|range| (range.start.0, range.len));
+    core::iter::once((0xe_0000, 0x2_0000)).chain(acpi).find_map(|(start, len)| {
+        let area = memory.bytes(start, len)?;
+        // The structure is 16-byte aligned in the BIOS area, and anywhere on 4 bytes under UEFI.
+        let step = if start == 0xe_0000 { 16 } else { 4 };
+        let index = area.windows(36).step_by(step).position(is_rsdp)?;
+        Some(Gpa(start + (index * step) as u64))
+    })
 }
 
 /// A page of page table entries for the 2 MiB that hold the boot stack's guard page.

@@ -5,6 +5,7 @@
 use core::arch::asm;
 
 pub(crate) const SET_TRAP_TABLE: u64 = 0;
+pub(crate) const MEMORY_OP: u64 = 12;
 pub(crate) const UPDATE_VA_MAPPING: u64 = 14;
 pub(crate) const CONSOLE_IO: u64 = 18;
 pub(crate) const SCHED_OP: u64 = 29;

@@ -6,7 +6,7 @@
 #![cfg_attr(not(test), no_std)]
 
 use arrayvec::ArrayVec;
-use janus_proto::addr::Gpa;
+use janus_proto::addr::{Gpa, PAGE_SIZE};
 
 pub mod early;
 pub mod image;
@@ -134,6 +134,9 @@ pub struct BootInfo {
     pub command_line: &'static [u8],
     /// Modules in the loader's order.
     pub modules: ArrayVec<Module, MAX_MODULES>,
+    /// A module that reaches into page 0, where no slice can point: address, bytes, command line. The
+    /// native doors move it (`modules` has it then).
+    pub(crate) low_module: Option<(u64, u64, &'static [u8])>,
     /// The ACPI root pointer, if the protocol or the firmware area has it.
     pub rsdp: Option<Gpa>,
     /// The image with its bss, in bytes.
@@ -154,6 +157,7 @@ impl BootInfo {
             reserved: ArrayVec::new(),
             command_line: &[],
             modules: ArrayVec::new(),
+            low_module: None,
             rsdp: None,
             image: image.clone(),
             protocol,
@@ -178,6 +182,11 @@ impl BootInfo {
         len: u64,
         command_line: &'static [u8],
     ) {
+        if start < PAGE_SIZE as u64 && len != 0 && self.low_module.is_none() {
+            // GRUB on UEFI starts handing out memory at address 0.
+            self.low_module = Some((start, len, command_line));
+            return;
+        }
         let overlaps = start < self.image.end && start.saturating_add(len) > self.image.start;
         let Some(data) = memory.bytes(start, len).filter(|_| !overlaps) else {
             self.problems |= Problems::MODULE_REJECTED;
@@ -188,6 +197,32 @@ impl BootInfo {
             return;
         }
         self.reserve(start, len, "module");
+    }
+
+    /// The highest page-aligned place for `len` bytes in usable memory below `limit` that nothing is
+    /// known to use.
+    #[must_use]
+    pub fn find_free(&self, len: u64, limit: u64) -> Option<u64> {
+        let page = PAGE_SIZE as u64;
+        for range in self.memory.ranges().iter().rev() {
+            if range.kind != MemoryKind::Usable {
+                continue;
+            }
+            let mut end = range.end().min(limit) & !(page - 1);
+            while let Some(start) = end.checked_sub(len.next_multiple_of(page)) {
+                if start < range.start.0.max(page) {
+                    break;
+                }
+                let clash = self.reserved.iter().find(|part| {
+                    part.start.0 < end && part.start.0.saturating_add(part.len) > start
+                });
+                match clash {
+                    None => return Some(start),
+                    Some(part) => end = part.start.0 & !(page - 1),
+                }
+            }
+        }
+        None
     }
 
     /// Takes the zero-terminated command line at `address`; 0 means none.
