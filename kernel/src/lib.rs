@@ -18,5 +18,6 @@ pub mod power;
 mod start;
 pub mod sync;
 pub mod task;
+pub mod test;
 pub mod time;
 pub mod trap;
