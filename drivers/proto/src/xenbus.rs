@@ -6,29 +6,7 @@
 //! Spec: `xen/include/public/io/xenbus.h`; the order of steps is Linux's (`xenbus_probe.c`,
 //! `xen-blkfront.c`, `xen-blkback/xenbus.c`), because that is who answers.
 
-open_enum! {
-    /// The `state` node of either end (`xenbus.h`, `enum xenbus_state`), written in decimal.
-    pub enum XenbusState: u32 {
-        /// No such node, or no number in it.
-        UNKNOWN = 0,
-        /// Just created, or starting over.
-        INITIALISING = 1,
-        /// The backend has written its features and waits for the frontend's ring.
-        INIT_WAIT = 2,
-        /// The frontend has written its ring and waits for the backend's details.
-        INITIALISED = 3,
-        /// In use.
-        CONNECTED = 4,
-        /// Going away: stop using the ring.
-        CLOSING = 5,
-        /// Gone; the ring is released.
-        CLOSED = 6,
-        /// Only for PCI passthrough.
-        RECONFIGURING = 7,
-        /// Only for PCI passthrough.
-        RECONFIGURED = 8,
-    }
-}
+pub use crate::abi::xen_io::xenbus::XenbusState;
 
 impl XenbusState {
     /// Reads a `state` node; anything but a decimal number is [`Self::UNKNOWN`], as is its absence.

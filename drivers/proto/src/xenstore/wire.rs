@@ -6,7 +6,7 @@ use core::fmt;
 
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{ABSOLUTE_PATH_MAX, HEADER_LEN, Header, MessageType, PAYLOAD_MAX, RELATIVE_PATH_MAX};
+use super::{ABS_PATH_MAX, HEADER_LEN, Header, MessageType, PAYLOAD_MAX, REL_PATH_MAX};
 use crate::addr::DomId;
 
 /// The other end broke the wire protocol; the connection cannot be used any more.
@@ -135,12 +135,8 @@ impl Message {
         if self.payload.len() > PAYLOAD_MAX {
             return Err(WireError::PayloadTooLong(len));
         }
-        let header = Header {
-            kind: self.kind,
-            request_id: self.request_id,
-            transaction: self.transaction.0,
-            len,
-        };
+        let header =
+            Header { kind: self.kind, req_id: self.request_id, tx_id: self.transaction.0, len };
         out.extend(header.as_bytes().iter().copied());
         out.extend(self.payload.iter().copied());
         Ok(())
@@ -196,8 +192,8 @@ impl Decoder {
         self.taken += HEADER_LEN + len;
         Ok(Some(Message {
             kind: header.kind,
-            request_id: header.request_id,
-            transaction: TransactionId(header.transaction),
+            request_id: header.req_id,
+            transaction: TransactionId(header.tx_id),
             payload,
         }))
     }
@@ -456,7 +452,7 @@ enum WatchNames {
 /// its characters, its length, no empty component, no closing `/` except in `/` itself.
 #[must_use]
 pub fn valid_path(path: &str) -> bool {
-    let limit = if path.starts_with('/') { ABSOLUTE_PATH_MAX } else { RELATIVE_PATH_MAX };
+    let limit = if path.starts_with('/') { ABS_PATH_MAX } else { REL_PATH_MAX };
     let bytes = path.as_bytes();
     let known = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'/' | b'_' | b'@');
     !bytes.is_empty()
