@@ -10,4 +10,8 @@ extern crate alloc;
 pub mod class;
 pub mod dma;
 #[cfg(any(test, feature = "std"))]
+pub mod fake;
+pub mod hal;
+#[cfg(any(test, feature = "std"))]
 pub mod heap_frames;
+pub mod xen;
