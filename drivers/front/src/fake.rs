@@ -281,12 +281,19 @@ unsafe impl XenHal for &'static FakeXen {
         *self
     }
 
-    unsafe fn grant(&self, peer: DomId, page: Gpa, access: GrantAccess) -> Result<GrantRef, HalError> {
+    unsafe fn grant(
+        &self,
+        peer: DomId,
+        page: Gpa,
+        access: GrantAccess,
+    ) -> Result<GrantRef, HalError> {
         let mut state = self.state();
         assert_eq!(page.0 % PAGE_SIZE as u64, 0, "a grant of half a page");
-        let inside = state.runs.range(..=page.0).next_back().is_some_and(|(first, pages)| {
-            page.0 < first + (pages * PAGE_SIZE) as u64
-        });
+        let inside = state
+            .runs
+            .range(..=page.0)
+            .next_back()
+            .is_some_and(|(first, pages)| page.0 < first + (pages * PAGE_SIZE) as u64);
         assert!(inside, "granted page {:#x}, which is not allocated", page.0);
         if !take_one(&mut state.grants_left, 1) {
             return Err(HalError::NoGrants);

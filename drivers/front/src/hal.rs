@@ -2,6 +2,8 @@
 //!
 //! Small on purpose: the grant table's layout and the hypercalls stay with the kernel. The safe way to use
 //! grants is [`crate::xen::grants`]; a fake that punishes is [`crate::fake`].
+// UNSAFETY: declares a trait that others implement and call unsafely; contains no unsafe block.
+#![expect(unsafe_code, reason = "the contract between drivers and kernel about shared pages")]
 
 use core::fmt;
 
@@ -60,7 +62,12 @@ pub unsafe trait XenHal: Send + Sync {
     /// # Safety
     /// Until `end_grant` answers `Ok`, the page is not freed, and with [`GrantAccess::ReadWrite`] no
     /// reference to its bytes exists other than as atomics.
-    unsafe fn grant(&self, peer: DomId, page: Gpa, access: GrantAccess) -> Result<GrantRef, HalError>;
+    unsafe fn grant(
+        &self,
+        peer: DomId,
+        page: Gpa,
+        access: GrantAccess,
+    ) -> Result<GrantRef, HalError>;
     /// Takes the page back from the peer and frees the reference.
     ///
     /// # Errors

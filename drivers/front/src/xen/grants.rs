@@ -172,7 +172,8 @@ impl GrantedFrames {
         let frames = SharedFrames::new(hal.frames(), pages).ok_or(HalError::NoMemory)?;
         // SAFETY: the pages are owned by the new value, are seen as atomics only, and are not freed
         // before every grant has ended (leaked if some are stuck).
-        match unsafe { Refs::new(hal, peer, frames.guest_address(), pages, GrantAccess::ReadWrite) } {
+        match unsafe { Refs::new(hal, peer, frames.guest_address(), pages, GrantAccess::ReadWrite) }
+        {
             Ok(refs) => Ok(Self { frames: ManuallyDrop::new(frames), refs, peer, hal }),
             Err(Refused { error, stuck }) => {
                 if stuck {
