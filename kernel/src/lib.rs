@@ -6,11 +6,11 @@ extern crate alloc;
 pub mod block;
 pub mod devices;
 pub mod dma_pool;
+pub mod console;
 pub mod cpu;
 pub mod irq;
 pub mod mm;
-#[cfg(target_os = "none")]
-mod panic;
+pub mod panic;
 pub mod percpu;
 pub mod platform;
 pub mod power;

@@ -1,9 +1,100 @@
-//! The panic handler.
-use core::fmt::Write;
-use janus_boot::early::{self, EarlyConsole};
+//! The last words: the panic handler, and what exceptions use to report.
+//!
+//! A report goes through the early console, which needs no locks, memory or interrupts. A second
+//! failure, in the report itself, ends the machine without more words.
+// UNSAFETY: walks the chain of stack frames.
+#![expect(unsafe_code, reason = "reads the stack it stands on")]
 
+use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use janus_proto::addr::{Gpa, Pfn};
+
+use crate::mm::frames;
+use crate::platform;
+use crate::power::{self, ExitStatus};
+
+/// Frames of a backtrace at most.
+const MAX_DEPTH: usize = 40;
+
+static REPORTING: AtomicBool = AtomicBool::new(false);
+
+/// A writer for the kernel's last words.
+#[derive(Debug)]
+pub struct Report(());
+
+impl Report {
+    /// Begins the report; if one is under way already, it has failed, and the machine ends here.
+    #[must_use]
+    pub fn begin() -> Self {
+        if REPORTING.swap(true, Ordering::Relaxed) {
+            platform::early_write(b"\nfailed again while reporting\n");
+            power::exit(ExitStatus::Crash);
+        }
+        Self(())
+    }
+}
+
+impl Write for Report {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        platform::early_write(text.as_bytes());
+        Ok(())
+    }
+}
+
+/// Writes the call chain: `rip` first if it is known, then the return addresses of the frames from `rbp` on.
+pub fn backtrace(out: &mut impl Write, rip: Option<u64>, rbp: u64) {
+    let _ = writeln!(out, "backtrace:");
+    if let Some(rip) = rip {
+        line(out, rip);
+    }
+    let mut frame = rbp;
+    for _ in 0..MAX_DEPTH {
+        let Some((next, return_address)) = read_frame(frame) else { break };
+        if return_address == 0 {
+            break;
+        }
+        // The call is what should be named, and the return address may lie behind the function's end.
+        line(out, return_address - 1);
+        // The stack grows down, so callers' frames lie higher.
+        if next <= frame {
+            break;
+        }
+        frame = next;
+    }
+}
+
+fn line(out: &mut impl Write, address: u64) {
+    let _ = writeln!(out, "  {address:#x}");
+}
+
+/// The saved frame pointer and the return address that `frame` points to, if that can be a stack.
+fn read_frame(frame: u64) -> Option<(u64, u64)> {
+    if frame == 0 || !frame.is_multiple_of(8) || !frames::is_ram(Pfn::containing(Gpa(frame)), 1) {
+        return None;
+    }
+    let words = core::ptr::with_exposed_provenance::<[u64; 2]>(usize::try_from(frame).ok()?);
+    // SAFETY: aligned, and RAM, which is mapped; a guard page would fault, and the report end there.
+    let [next, return_address] = unsafe { words.read_volatile() };
+    Some((next, return_address))
+}
+
+/// Where the caller's chain of stack frames begins.
+#[must_use]
+#[inline(always)]
+pub fn frame_pointer() -> u64 {
+    let rbp: u64;
+    // SAFETY: reads a register.
+    unsafe { core::arch::asm!("mov {}, rbp", out(reg) rbp, options(nomem, nostack, preserves_flags)) };
+    rbp
+}
+
+#[cfg(target_os = "none")]
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
-    let _ = writeln!(EarlyConsole, "janus: {info}");
-    early::crash()
+    platform::disable_irqs();
+    let mut report = Report::begin();
+    let _ = writeln!(report, "\nkernel {info}");
+    backtrace(&mut report, None, frame_pointer());
+    power::exit(ExitStatus::Crash)
 }

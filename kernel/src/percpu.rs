@@ -24,6 +24,8 @@ pub struct PerCpu {
     id: AtomicU32,
     /// Whether interrupts are being handled right now.
     pub(crate) in_interrupt: AtomicU32,
+    /// How many [`crate::trap::fpu::with`] are active on this CPU, one inside the other.
+    pub(crate) fpu_depth: AtomicU32,
     /// Scratch for [`crate::mm::heap`]: this CPU's magazines of free objects.
     pub(crate) magazines: crate::mm::heap::Magazines,
 }
@@ -38,6 +40,7 @@ impl PerCpu {
             this: UnsafeCell::new(core::ptr::null()),
             id: AtomicU32::new(0),
             in_interrupt: AtomicU32::new(0),
+            fpu_depth: AtomicU32::new(0),
             magazines: crate::mm::heap::Magazines::new(),
         }
     }

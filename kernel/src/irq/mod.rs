@@ -13,9 +13,11 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use janus_proto::addr::Port;
 
+use crate::percpu;
 use crate::platform::lock::IrqLock;
 
 pub mod apic;
+pub mod pic;
 
 /// Where an interruption comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,7 +83,7 @@ const MAX_PORTS: usize = 4096;
 /// The first vector for devices; those below are the CPU's exceptions.
 const FIRST_VECTOR: u8 = 0x20;
 /// One past the last vector for devices; those above are the APIC's own ([`apic`]) and Xen's upcall.
-const LAST_VECTOR: u8 = 0xf0;
+const LAST_VECTOR: u8 = 0xe0;
 
 static VECTORS: Table = Table { slots: IrqLock::new(Vec::new()) };
 static PORTS: Table = Table { slots: IrqLock::new(Vec::new()) };
@@ -205,4 +207,20 @@ pub fn list() -> (Vec<Listed>, u64) {
     add(&VECTORS, |index| Source::Vector(u8::try_from(index).unwrap_or(u8::MAX)));
     add(&PORTS, |index| Source::Event(Port(u32::try_from(index).unwrap_or(u32::MAX))));
     (list, STRAY.load(Ordering::Relaxed))
+}
+
+/// A CPU vector has interrupted: called by the native entry code with interrupts masked.
+pub(crate) fn interrupt(vector: u8) {
+    let depth = &percpu::current().in_interrupt;
+    depth.fetch_add(1, Ordering::Relaxed);
+    match vector {
+        apic::SPURIOUS_VECTOR => {}
+        // These only end a wait.
+        apic::TIMER_VECTOR | apic::WAKE_VECTOR => apic::end_of_interrupt(),
+        _ => {
+            dispatch(Source::Vector(vector));
+            apic::end_of_interrupt();
+        }
+    }
+    depth.fetch_sub(1, Ordering::Relaxed);
 }

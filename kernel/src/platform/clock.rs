@@ -91,6 +91,18 @@ pub fn now_ns() -> u64 {
     scale().ns_at(crate::cpu::rdtsc())
 }
 
+/// The counter value at which [`now_ns`] reaches `ns`.
+#[must_use]
+pub fn tsc_at(ns: u64) -> u64 {
+    scale().tsc_at(ns)
+}
+
+/// The counter's rate, where something says it without measuring.
+#[must_use]
+pub(crate) fn known_hz() -> Option<u64> {
+    None
+}
+
 /// Time since the UNIX epoch.
 #[must_use]
 pub fn wall_clock() -> Option<Duration> {

@@ -3,7 +3,7 @@
 
 use core::time::Duration;
 
-use super::{clock, native};
+use super::{calibrate, clock, native};
 use crate::irq::apic;
 use crate::power::{self, ExitStatus};
 
@@ -16,6 +16,7 @@ pub(super) fn wall_clock() -> Option<Duration> {
 }
 
 pub(super) fn set_timer(deadline_ns: Option<u64>) {
+    calibrate::refine();
     apic::set_timer(deadline_ns);
 }
 

@@ -12,6 +12,7 @@ use core::time::Duration;
 
 use crate::power::ExitStatus;
 
+pub mod calibrate;
 pub mod clock;
 #[cfg(not(target_os = "none"))]
 pub mod host;
@@ -60,6 +61,18 @@ impl Platform {
     }
 }
 
+/// Finds the platform: by the door, then by the hypervisor that CPUID shows.
+#[must_use]
+pub fn detect(door: janus_boot::Door) -> Platform {
+    if door == janus_boot::Door::XenPv {
+        Platform::XenPv
+    } else if crate::cpu::hypervisors().any(|hypervisor| hypervisor.signature == crate::cpu::XEN) {
+        Platform::XenPvh
+    } else {
+        Platform::Kvm
+    }
+}
+
 static CURRENT: AtomicU8 = AtomicU8::new(0);
 
 /// Fixes the platform; the first act of the kernel, before any other function here.
@@ -86,11 +99,9 @@ pub fn current() -> Platform {
 /// Writes to the platform's simplest output, without locks, memory or interrupts.
 pub fn early_write(bytes: &[u8]) {
     match current() {
-        Platform::XenPv => xen_pv::early_write(bytes),
-        Platform::XenPvh => xen_pvh::early_write(bytes),
-        Platform::Kvm => native::early_write(bytes),
         #[cfg(not(target_os = "none"))]
         Platform::Host => host::early_write(bytes),
+        _ => janus_boot::early::write(bytes),
     }
 }
 

@@ -5,10 +5,6 @@ use core::time::Duration;
 use super::native;
 use crate::power::ExitStatus;
 
-pub(super) fn early_write(bytes: &[u8]) {
-    native::early_write(bytes);
-}
-
 pub(super) fn now_ns() -> u64 {
     super::clock::now_ns()
 }
