@@ -27,6 +27,12 @@ pub unsafe trait FrameSource: Sync {
     fn guest_address(&self, memory: NonNull<u8>) -> Gpa;
 }
 
+impl fmt::Debug for dyn FrameSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FrameSource")
+    }
+}
+
 /// An owned run of pages that can be given to a peer and comes back.
 ///
 /// While a peer uses it, it lies in the driver's table of requests, where nobody has a reference to its bytes.

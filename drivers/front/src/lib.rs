@@ -14,4 +14,6 @@ pub mod fake;
 pub mod hal;
 #[cfg(any(test, feature = "std"))]
 pub mod heap_frames;
+pub mod mmio;
+pub mod virtio;
 pub mod xen;

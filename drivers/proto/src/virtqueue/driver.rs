@@ -158,10 +158,20 @@ impl<M: SharedWords> DriverQueue<M> {
     pub fn memory(&self) -> &M {
         &self.memory
     }
+    /// The memory of the rings, and of the indirect tables if there are any.
+    pub fn memories_mut(&mut self) -> impl Iterator<Item = &mut M> {
+        core::iter::once(&mut self.memory)
+            .chain(self.indirect.iter_mut().map(|tables| &mut tables.memory))
+    }
     /// Descriptors free at the moment: at least so many single buffers can be added.
     #[must_use]
     pub fn free(&self) -> u16 {
         self.free
+    }
+    /// The head that the next [`Self::add`] will answer, so that a caller can use tables by head.
+    #[must_use]
+    pub fn next_head(&self) -> u16 {
+        self.free_head
     }
     /// Chains added and not yet taken back.
     #[must_use]
