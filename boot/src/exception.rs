@@ -55,7 +55,7 @@ extern "C" fn early_exception(frame: &Frame) -> ! {
             console,
             "janus: exception {} error {:#x} at rip {:#x} before the kernel has traps\n\
              janus: cr2 {cr2:#x} rsp {:#x} rflags {:#x} cs {:#x} ss {:#x}",
-            frame.vector, frame.error_code, frame.rip, frame.rsp, frame.rflags, frame.cs, frame.ss
+            frame.vector, frame.error_code, frame.rip, frame.rsp, frame.rflags, frame.cs & 0xffff, frame.ss
         );
         let _ = writeln!(
             console,

@@ -58,9 +58,14 @@ impl Image {
     pub fn hypercall_page() -> u64 {
         symbol_address!(hypercall_page)
     }
-    /// The page that the symbol table starts at, and its room.
+    /// The symbol table, if `cargo xtask build` has put one in.
     #[must_use]
-    pub fn symbols() -> Part {
-        symbol_address!(janus_symbols_start)..symbol_address!(janus_symbols_end)
+    pub fn symbols() -> Option<crate::symbols::Table<'static>> {
+        let start = symbol_address!(janus_symbols_start);
+        let len = symbol_address!(janus_symbols_end) - start;
+        // The linker's symbols: both are addresses inside the image.
+        let pointer = core::ptr::with_exposed_provenance::<u8>(start as usize);
+        // SAFETY: the linker script reserves the range in read-only data.
+        crate::symbols::Table::new(unsafe { core::slice::from_raw_parts(pointer, len as usize) })
     }
 }

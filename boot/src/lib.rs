@@ -15,6 +15,7 @@ pub mod memory;
 pub mod multiboot;
 pub mod pvh;
 pub mod start_info;
+pub mod symbols;
 
 #[cfg(target_os = "none")]
 mod entry;

@@ -62,3 +62,46 @@ pub fn parse(
     }
     Ok(info)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::fake::FakeMemory;
+
+    const BASE: u64 = 0x9_0000;
+    const IMAGE: core::ops::Range<u64> = 0x20_0000..0x30_0000;
+
+    fn zero_page() -> Vec<u8> {
+        let mut bytes = vec![0; 0x1100];
+        bytes[HEADER..HEADER + 4].copy_from_slice(b"HdrS");
+        bytes[CMD_LINE_PTR..CMD_LINE_PTR + 4].copy_from_slice(&0x9_1000u32.to_le_bytes());
+        bytes[0x1000..0x1006].copy_from_slice(b"hello\0");
+        bytes[RAMDISK_IMAGE..RAMDISK_IMAGE + 4].copy_from_slice(&0x9_1010u32.to_le_bytes());
+        bytes[RAMDISK_SIZE..RAMDISK_SIZE + 4].copy_from_slice(&4u32.to_le_bytes());
+        bytes[E820_ENTRIES] = 1;
+        bytes[E820_TABLE..E820_TABLE + 8].copy_from_slice(&0x10_0000u64.to_le_bytes());
+        bytes[E820_TABLE + 8..E820_TABLE + 16].copy_from_slice(&0x100_0000u64.to_le_bytes());
+        bytes[E820_TABLE + 16] = 1;
+        bytes
+    }
+
+    #[test]
+    fn all_parts_arrive() {
+        let info = parse(&FakeMemory::new(BASE, zero_page()), BASE, IMAGE).unwrap();
+        assert_eq!(info.command_line, b"hello");
+        assert_eq!(info.modules[0].data, [0; 4]);
+        assert_eq!(info.memory.usable_bytes(), 0x100_0000);
+        assert_eq!(info.problems, crate::Problems::empty());
+    }
+
+    #[test]
+    fn addresses_that_cannot_be_read_are_noted() {
+        let mut bytes = zero_page();
+        bytes[EXT_CMD_LINE_PTR] = 1; // above 4 GiB
+        bytes[E820_ENTRIES] = 0xff;
+        bytes[RAMDISK_SIZE + 3] = 0x7f;
+        let info = parse(&FakeMemory::new(BASE, bytes), BASE, IMAGE).unwrap();
+        let expected = crate::Problems::COMMAND_LINE_REJECTED | crate::Problems::MODULE_REJECTED;
+        assert_eq!(info.problems, expected);
+    }
+}

@@ -185,3 +185,99 @@ fn parse2(
     }
     Ok(info)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::fake::FakeMemory;
+
+    const BASE: u64 = 0x1_0000;
+    const IMAGE: core::ops::Range<u64> = 0x20_0000..0x30_0000;
+
+    fn put(bytes: &mut Vec<u8>, offset: usize, words: &[u32]) {
+        let end = offset + words.len() * 4;
+        if bytes.len() < end {
+            bytes.resize(end, 0);
+        }
+        for (slot, word) in bytes[offset..].chunks_exact_mut(4).zip(words) {
+            slot.copy_from_slice(&word.to_le_bytes());
+        }
+    }
+
+    fn info1(loader: &[u8]) -> Vec<u8> {
+        let base = u32::try_from(BASE).unwrap();
+        let mut bytes = vec![0; 0x400];
+        put(&mut bytes, 0, &[HAS_COMMAND_LINE | HAS_MODULES | HAS_MEMORY_MAP | HAS_LOADER_NAME]);
+        put(&mut bytes, 16, &[base + 0x100, 1, base + 0x140]);
+        put(&mut bytes, 44, &[48, base + 0x180]);
+        put(&mut bytes, 64, &[base + 0x200]);
+        bytes[0x100..0x110].copy_from_slice(b"/janus log=debug");
+        put(&mut bytes, 0x140, &[base + 0x300, base + 0x304, 0, 0]);
+        put(&mut bytes, 0x180, &[20, 0, 0, 0x9_f000, 0, 1]);
+        put(&mut bytes, 0x198, &[20, 0x10_0000, 0, 0x100_0000, 0, 1]);
+        bytes[0x200..0x200 + loader.len()].copy_from_slice(loader);
+        bytes[0x300..0x304].copy_from_slice(b"data");
+        bytes
+    }
+
+    #[test]
+    fn only_qemu_puts_the_file_name_into_the_command_line() {
+        for (loader, line) in [(&b"qemu"[..], &b"log=debug"[..]), (b"GRUB 2.06", b"/janus log=debug")] {
+            let memory = FakeMemory::new(BASE, info1(loader));
+            let info = parse(&memory, MAGIC1, BASE, IMAGE).unwrap();
+            assert_eq!(info.command_line, line);
+            assert_eq!(info.memory.usable_bytes(), 0x9_f000 + 0x100_0000);
+            assert_eq!(info.modules[0].data, b"data");
+            assert_eq!(info.problems, Problems::empty());
+        }
+    }
+
+    #[test]
+    fn a_map_entry_that_lies_about_its_size_ends_the_map() {
+        for size in [0, 4, 19, 400, u32::MAX] {
+            let mut bytes = info1(b"qemu");
+            put(&mut bytes, 0x198, &[size]);
+            let info = parse(&FakeMemory::new(BASE, bytes), MAGIC1, BASE, IMAGE).unwrap();
+            assert_eq!(info.problems, Problems::TABLE_TRUNCATED, "size {size}");
+            assert_eq!(info.memory.usable_bytes(), 0x9_f000);
+        }
+    }
+
+    fn info2() -> Vec<u8> {
+        let base = u32::try_from(BASE).unwrap();
+        let mut bytes = Vec::new();
+        put(&mut bytes, 8, &[1, 14, u32::from_le_bytes(*b"hell"), u32::from(b'o')]);
+        put(&mut bytes, 24, &[3, 17, base + 0x100, base + 0x104, 0]);
+        put(&mut bytes, 48, &[6, 40, 24, 0, 0x10_0000, 0, 0x100_0000, 0, 1, 0]);
+        put(&mut bytes, 88, &[15, 44]);
+        put(&mut bytes, 136, &[0, 8]);
+        let total = u32::try_from(bytes.len()).unwrap();
+        put(&mut bytes, 0, &[total]);
+        put(&mut bytes, 0x100, &[0x1234]);
+        bytes
+    }
+
+    #[test]
+    fn every_tag_of_version_2_arrives() {
+        let info = parse(&FakeMemory::new(BASE, info2()), MAGIC2, BASE, IMAGE).unwrap();
+        assert_eq!(info.command_line, b"hello");
+        assert_eq!(info.modules[0].data, 0x1234u32.to_le_bytes());
+        assert_eq!(info.memory.usable_bytes(), 0x100_0000);
+        assert_eq!(info.rsdp, Some(Gpa(BASE + 96)));
+        assert_eq!(info.problems, Problems::empty());
+    }
+
+    #[test]
+    fn a_damaged_information_structure_never_panics() {
+        for (magic, good) in [(MAGIC1, info1(b"qemu")), (MAGIC2, info2())] {
+            for at in 0..good.len().min(0x200) {
+                for value in [0, 0x7f, 0xff] {
+                    let mut bad = good.clone();
+                    bad[at] = value;
+                    // Any answer will do but a panic or a hang.
+                    let _ = parse(&FakeMemory::new(BASE, bad), magic, BASE, IMAGE).map(|i| i.problems);
+                }
+            }
+        }
+    }
+}

@@ -103,3 +103,70 @@ fn read_memory_map(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::fake::FakeMemory;
+
+    const BASE: u64 = 0x1_0000;
+
+    fn start_info(nr_modules: u32, entries: u32) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for word in [MAGIC, 1, 0, nr_modules] {
+            bytes.extend_from_slice(&word.to_le_bytes());
+        }
+        for address in [BASE + 0x100, BASE + 0x300, 0xf_1234, BASE + 0x200] {
+            bytes.extend_from_slice(&address.to_le_bytes());
+        }
+        bytes.extend_from_slice(&entries.to_le_bytes());
+        bytes.resize(0x100, 0);
+        for word in [BASE + 0x400, 5, BASE + 0x310, 0] {
+            bytes.extend_from_slice(&word.to_le_bytes());
+        }
+        bytes.resize(0x200, 0);
+        for word in [0u64, 0x9_f000, 1, 0x10_0000, 0x100_0000, 1] {
+            bytes.extend_from_slice(&word.to_le_bytes());
+        }
+        bytes.resize(0x300, 0);
+        bytes.extend_from_slice(b"console=hvc0\0");
+        bytes.resize(0x310, 0);
+        bytes.extend_from_slice(b"initrd\0");
+        bytes.resize(0x400, 0);
+        bytes.extend_from_slice(b"hello");
+        bytes
+    }
+
+    #[test]
+    fn all_parts_arrive() {
+        let memory = FakeMemory::new(BASE, start_info(1, 2));
+        let info = parse(&memory, BASE, 0x20_0000..0x30_0000).unwrap();
+        assert_eq!(info.command_line, b"console=hvc0");
+        assert_eq!(info.rsdp, Some(Gpa(0xf_1234)));
+        assert_eq!(info.memory.usable_bytes(), 0x9_f000 + 0x100_0000);
+        assert_eq!((info.modules[0].data, info.modules[0].command_line), (&b"hello"[..], &b"initrd"[..]));
+        assert_eq!(info.problems, Problems::empty());
+    }
+
+    #[test]
+    fn counts_that_lie_end_at_the_end_of_memory() {
+        let memory = FakeMemory::new(BASE, start_info(u32::MAX, u32::MAX));
+        let info = parse(&memory, BASE, 0x20_0000..0x30_0000).unwrap();
+        assert!(info.problems.intersects(Problems::TABLE_TRUNCATED | Problems::MODULE_REJECTED));
+    }
+
+    #[test]
+    fn a_module_over_the_image_is_rejected() {
+        let memory = FakeMemory::new(BASE, start_info(1, 2));
+        let info = parse(&memory, BASE, BASE..BASE + 0x1000).unwrap();
+        assert!(info.modules.is_empty());
+        assert_eq!(info.problems, Problems::MODULE_REJECTED);
+    }
+
+    #[test]
+    fn a_wrong_magic_or_address_is_an_error() {
+        let memory = FakeMemory::new(BASE, vec![0; 64]);
+        assert_eq!(parse(&memory, BASE, 0..1).unwrap_err(), BootError::BadMagic);
+        assert_eq!(parse(&memory, BASE + 60, 0..1).unwrap_err(), BootError::Unreadable);
+    }
+}

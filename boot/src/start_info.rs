@@ -147,3 +147,68 @@ pub fn parse(
     }
     Ok(info)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::fake::FakeMemory;
+
+    const BASE: u64 = 0x28_0000;
+    const IMAGE: core::ops::Range<u64> = 0x20_0000..0x24_0000;
+
+    fn start_info(flags: u32) -> Vec<u8> {
+        let mut bytes = vec![0; 0x3000];
+        bytes[..14].copy_from_slice(b"xen-3.0-x86_64");
+        let mut put = |offset: usize, value: u64| {
+            bytes[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
+        };
+        put(32, 0x8000); // nr_pages
+        put(40, 0x1234_5000); // shared_info
+        put(48, u64::from(flags));
+        put(56, 0x77); // store_mfn
+        put(64, 1);
+        put(72, 0x78); // console.domU.mfn
+        put(80, 2);
+        put(88, BASE + 0x3000); // pt_base
+        put(96, 5); // nr_pt_frames
+        put(104, 0x24_0000); // mfn_list
+        put(112, BASE + 0x2000); // mod_start
+        put(120, 4); // mod_len
+        bytes[128..134].copy_from_slice(b"hello\0");
+        bytes[0x2000..0x2004].copy_from_slice(b"data");
+        bytes
+    }
+
+    #[test]
+    fn a_guest_domain_has_rings_and_a_first_domain_has_none() {
+        for (flags, rings) in [(0, true), (3, false)] {
+            let memory = FakeMemory::new(BASE, start_info(flags));
+            let info = parse(&memory, BASE, IMAGE).unwrap();
+            let Protocol::XenPv(start_info) = info.protocol else { panic!("wrong protocol") };
+            assert_eq!(start_info.console.map(|c| (c.mfn.0, c.port.0)), rings.then_some((0x78, 2)));
+            assert_eq!(start_info.store.map(|s| (s.mfn.0, s.port.0)), rings.then_some((0x77, 1)));
+            assert_eq!(info.command_line, b"hello");
+            assert_eq!(info.modules[0].data, b"data");
+            assert_eq!(info.memory.usable_bytes(), 0x800_0000);
+        }
+    }
+
+    #[test]
+    fn everything_xen_placed_is_reserved() {
+        let info = parse(&FakeMemory::new(BASE, start_info(0)), BASE, IMAGE).unwrap();
+        // Tables are 5 pages from 0x283000, then the stack.
+        assert!(info.reserved.iter().any(|r| r.start.0 == 0x24_0000 && r.start.0 + r.len == 0x28_9000));
+    }
+
+    #[test]
+    fn impossible_numbers_are_errors() {
+        for offset in [32, 88, 96, 104] {
+            let mut bytes = start_info(0);
+            bytes[offset..offset + 8].copy_from_slice(&u64::MAX.to_le_bytes());
+            let result = parse(&FakeMemory::new(BASE, bytes), BASE, IMAGE);
+            assert_eq!(result.map(|_| ()), Err(BootError::Unreadable), "offset {offset}");
+        }
+        let memory = FakeMemory::new(BASE, vec![0; 0x1000]);
+        assert_eq!(parse(&memory, BASE, IMAGE).map(|_| ()), Err(BootError::BadMagic));
+    }
+}

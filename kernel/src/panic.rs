@@ -64,8 +64,24 @@ pub fn backtrace(out: &mut impl Write, rip: Option<u64>, rbp: u64) {
     }
 }
 
+/// One line of a backtrace. The name comes from the table that the image carries, which a build that
+/// did not go through `cargo xtask build` does not have.
 fn line(out: &mut impl Write, address: u64) {
-    let _ = writeln!(out, "  {address:#x}");
+    let _ = match symbol(address) {
+        Some((name, offset)) => writeln!(out, "  {address:#x} {}+{offset:#x}", name.as_str()),
+        None => writeln!(out, "  {address:#x}"),
+    };
+}
+
+#[cfg(target_os = "none")]
+fn symbol(address: u64) -> Option<(janus_boot::symbols::Name, u64)> {
+    use janus_boot::image::Image;
+    Image::text().contains(&address).then(Image::symbols)??.lookup(address)
+}
+
+#[cfg(not(target_os = "none"))]
+fn symbol(_address: u64) -> Option<(janus_boot::symbols::Name, u64)> {
+    None
 }
 
 /// The saved frame pointer and the return address that `frame` points to, if that can be a stack.

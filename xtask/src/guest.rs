@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{paths, toolchain};
+use crate::{paths, symbols, toolchain};
 
 /// The package of the default image, which is also its binary's name.
 pub(crate) const DEFAULT_IMAGE: &str = "janus-kernel";
@@ -29,6 +29,7 @@ pub(crate) fn build(package: &str) -> Result<PathBuf> {
         bail!("building {package} for the guest failed");
     }
     let elf = target.join(toolchain::TARGET).join("guest").join(package);
+    symbols::fill(&elf).with_context(|| format!("no symbol table for {}", elf.display()))?;
     let size = std::fs::metadata(&elf).with_context(|| format!("no {}", elf.display()))?.len();
     eprintln!(
         "janus: {} ({} KiB, {:.1} s)",

@@ -10,6 +10,7 @@ mod paths;
 mod process;
 mod qemu;
 mod run;
+mod symbols;
 mod toolchain;
 
 use std::process::ExitCode;
