@@ -14,6 +14,7 @@ extern crate alloc;
 #[macro_use]
 pub mod abi;
 pub mod addr;
+pub mod ring;
 pub mod sync;
 pub mod virtqueue;
 pub mod xenbus;
