@@ -8,6 +8,8 @@ pub mod devices;
 pub mod dma_pool;
 pub mod console;
 pub mod cpu;
+pub mod fs;
+pub mod http;
 pub mod irq;
 pub mod mm;
 pub mod panic;

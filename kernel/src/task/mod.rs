@@ -58,3 +58,26 @@ pub async fn select<A: Future, B: Future>(a: A, b: B) -> Either<A::Output, B::Ou
     })
     .await
 }
+
+/// Runs two futures at once and waits for both.
+pub async fn join<A: Future, B: Future>(a: A, b: B) -> (A::Output, B::Output) {
+    let mut a = pin!(a);
+    let mut b = pin!(b);
+    let (mut first, mut second) = (None, None);
+    poll_fn(|cx| {
+        if first.is_none() && let Poll::Ready(output) = a.as_mut().poll(cx) {
+            first = Some(output);
+        }
+        if second.is_none() && let Poll::Ready(output) = b.as_mut().poll(cx) {
+            second = Some(output);
+        }
+        match (first.take(), second.take()) {
+            (Some(first), Some(second)) => Poll::Ready((first, second)),
+            (one, other) => {
+                (first, second) = (one, other);
+                Poll::Pending
+            }
+        }
+    })
+    .await
+}
