@@ -94,7 +94,7 @@ impl<M: Deref<Target = [AtomicU32]>, const SLOT: usize> Shared<M, SLOT> {
     fn write<T: IntoBytes + Immutable>(&self, index: u32, message: &T) {
         const { assert!(size_of::<T>() <= SLOT * 4 && size_of::<T>().is_multiple_of(4)) }
         let (words, _) = message.as_bytes().as_chunks::<4>();
-        for (shared, word) in self.slot(index).zip(words) {
+        for (shared, word) in self.slot(index).iter().zip(words) {
             shared.store(u32::from_ne_bytes(*word), Ordering::Relaxed);
         }
     }
