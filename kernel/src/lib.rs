@@ -10,6 +10,7 @@ pub mod console;
 pub mod cpu;
 pub mod fs;
 pub mod http;
+pub mod firmware;
 pub mod irq;
 pub mod mm;
 pub mod panic;
@@ -23,3 +24,46 @@ pub mod task;
 pub mod test;
 pub mod time;
 pub mod trap;
+
+use janus_boot::BootInfo;
+use spin::Once;
+
+static BOOT_INFO: Once<BootInfo> = Once::new();
+
+/// What the loader said: command line, modules, memory map. None on the host.
+#[must_use]
+pub fn boot_info() -> Option<&'static BootInfo> {
+    BOOT_INFO.get()
+}
+
+/// The kernel's command line as text; empty if there is none or it is not UTF-8.
+#[must_use]
+pub fn command_line() -> &'static str {
+    boot_info().and_then(|info| core::str::from_utf8(info.command_line).ok()).unwrap_or("")
+}
+
+/// Names an image's main function: an `async fn() -> ExitStatus`, with which the machine ends.
+///
+/// ```
+/// use janus_kernel::power::ExitStatus;
+///
+/// async fn main() -> ExitStatus {
+///     janus_kernel::println!("hello");
+///     ExitStatus::PowerOff(0)
+/// }
+///
+/// janus_kernel::entry!(main);
+/// ```
+#[macro_export]
+macro_rules! entry {
+    ($main:path) => {
+        const _: () = {
+            #[allow(unsafe_code, reason = "the symbol that the kernel calls")]
+            #[cfg_attr(target_os = "none", unsafe(no_mangle))]
+            #[allow(dead_code, reason = "the host has nobody who calls it")]
+            extern "Rust" fn janus_main() -> $crate::power::ExitStatus {
+                $crate::task::block_on($main())
+            }
+        };
+    };
+}

@@ -1,8 +1,19 @@
 //! The default image: an interactive shell over disk and network.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
-#[cfg(target_os = "none")]
-use janus_kernel as _;
+use core::time::Duration;
+
+use janus_kernel::power::ExitStatus;
+use janus_kernel::{println, time};
+
+async fn shell() -> ExitStatus {
+    println!("up after {} us", time::now().as_nanos() / 1000);
+    time::sleep(Duration::from_millis(5)).await;
+    println!("slept until {} us", time::now().as_nanos() / 1000);
+    ExitStatus::PowerOff(0)
+}
+
+janus_kernel::entry!(shell);
 
 #[cfg(not(target_os = "none"))]
 fn main() {

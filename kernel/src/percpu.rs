@@ -8,6 +8,8 @@
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use crate::task::executor::Cpu;
+
 /// CPUs that this kernel can drive.
 pub const MAX_CPUS: usize = 8;
 
@@ -26,6 +28,10 @@ pub struct PerCpu {
     pub(crate) in_interrupt: AtomicU32,
     /// How many [`crate::trap::fpu::with`] are active on this CPU, one inside the other.
     pub(crate) fpu_depth: AtomicU32,
+    /// The executor's part.
+    runtime: Cpu,
+    /// The local APIC's id, where interrupts for this CPU go.
+    apic_id: AtomicU32,
     /// Scratch for [`crate::mm::heap`]: this CPU's magazines of free objects.
     pub(crate) magazines: crate::mm::heap::Magazines,
 }
@@ -41,6 +47,8 @@ impl PerCpu {
             id: AtomicU32::new(0),
             in_interrupt: AtomicU32::new(0),
             fpu_depth: AtomicU32::new(0),
+            runtime: Cpu::new(),
+            apic_id: AtomicU32::new(0),
             magazines: crate::mm::heap::Magazines::new(),
         }
     }
@@ -49,6 +57,26 @@ impl PerCpu {
     pub fn id(&self) -> CpuId {
         CpuId(self.id.load(Ordering::Relaxed))
     }
+    /// The executor's part.
+    #[must_use]
+    pub fn runtime(&self) -> &Cpu {
+        &self.runtime
+    }
+    /// Where interrupts for this CPU go.
+    #[must_use]
+    pub fn apic_id(&self) -> u32 {
+        self.apic_id.load(Ordering::Relaxed)
+    }
+    /// Notes where interrupts for this CPU go.
+    pub(crate) fn set_apic_id(&self, id: u32) {
+        self.apic_id.store(id, Ordering::Relaxed);
+    }
+}
+
+/// The CPU whose executor part `runtime` is.
+#[must_use]
+pub fn of_runtime(runtime: &Cpu) -> Option<&'static PerCpu> {
+    CPUS.iter().find(|cpu| core::ptr::eq(&raw const cpu.runtime, runtime))
 }
 
 static CPUS: [PerCpu; MAX_CPUS] = [const { PerCpu::new() }; MAX_CPUS];

@@ -5,28 +5,101 @@
 use core::fmt::Write;
 
 use arrayvec::ArrayVec;
-use janus_boot::image::Image;
-use janus_boot::{BootInfo, MemoryKind, MemoryRange};
+use janus_boot::image::{Image, Part};
+use janus_boot::{BootInfo, MAX_RESERVED, MemoryKind, MemoryRange};
 use janus_proto::addr::Gpa;
 
-use crate::irq::{apic, pic};
+use crate::irq::{apic, ioapic, pic};
 use crate::mm::paging::Flags;
 use crate::mm::paging::native::Section;
-use crate::mm::{frames, paging};
+use crate::mm::{frames, paging, stack};
 use crate::panic::Report;
 use crate::platform::{self, Platform, calibrate};
 use crate::power::{self, ExitStatus};
+use crate::task::hooks::{self, Hooks};
 use crate::trap::{fpu, idt};
+use crate::{cpu, firmware, percpu};
 
+unsafe extern "Rust" {
+    /// The image's main function, made by [`crate::entry!`].
+    safe fn janus_main() -> ExitStatus;
+}
+
+/// Where every door of `janus_boot` ends.
 #[unsafe(no_mangle)]
 extern "Rust" fn janus_kernel_start(info: BootInfo) -> ! {
     let platform = platform::detect(info.door);
     platform::set_current(platform);
-    if platform.is_native() {
-        start_native(&info);
+    let info = crate::BOOT_INFO.call_once(|| info);
+    hooks::install(HOOKS);
+    match platform {
+        Platform::XenPv => fail("Xen PV", "not supported by this image"),
+        Platform::XenPvh | Platform::Kvm => start_native(info, platform),
     }
-    crate::println!("up at {} ns", platform::now_ns());
-    power::exit(ExitStatus::PowerOff(0))
+    // SAFETY: traps are set up, and nothing is locked.
+    unsafe { platform::enable_irqs() };
+    power::exit(janus_main())
+}
+
+/// The CPU, memory and interrupt controllers, where the kernel owns them.
+fn start_native(info: &BootInfo, platform: Platform) {
+    let features = cpu::features();
+    // SAFETY: first thing on the boot CPU, with interrupts masked by the door.
+    unsafe { idt::init() };
+    // SAFETY: native, first, on this CPU.
+    unsafe { fpu::init(features) };
+    start_memory(info);
+    pic::silence();
+    if let Err(error) = apic::init(features) {
+        fail("interrupt controller", error);
+    }
+    percpu::current().set_apic_id(apic::id());
+    if platform == Platform::Kvm {
+        calibrate::start();
+        start_firmware(info);
+        calibrate::finish();
+    }
+}
+
+/// Page frames, then the kernel's own page tables.
+fn start_memory(info: &BootInfo) {
+    let taken: ArrayVec<MemoryRange, MAX_RESERVED> = info
+        .reserved
+        .iter()
+        .map(|r| MemoryRange { start: r.start, len: r.len, kind: MemoryKind::Reserved })
+        .collect();
+    // SAFETY: 1. `reserved` names everything that is in use; 2. the boot tables map 4 GiB.
+    unsafe { frames::init(info.memory.ranges(), &taken, Gpa(1 << 32)) }
+        .unwrap_or_else(|error| fail("memory", error));
+    let sections = [
+        section(&Image::text(), Flags::EXECUTE),
+        section(&Image::rodata(), Flags::empty()),
+        section(&Image::data(), Flags::WRITE),
+    ];
+    // SAFETY: 1. the boot tables map 4 GiB, and the allocator starts from below; 2. these are the image's parts.
+    unsafe { paging::native::init(info.memory.ranges(), &sections) }
+        .unwrap_or_else(|error| fail("page tables", error));
+    let guard = usize::try_from(Image::stack_guard()).unwrap_or(0);
+    // SAFETY: nothing lies in the page below the boot stack.
+    unsafe { paging::unmap(guard, 1) }.unwrap_or_else(|error| fail("boot stack's guard page", error));
+}
+
+fn section(part: &Part, flags: Flags) -> Section {
+    let address = |value| usize::try_from(value).unwrap_or(0);
+    Section { start: address(part.start), end: address(part.end), flags }
+}
+
+/// The firmware's tables, and the interrupt controllers they describe.
+fn start_firmware(info: &BootInfo) {
+    let Some(rsdp) = info.rsdp else { return };
+    match firmware::init(rsdp) {
+        Ok(tables) => {
+            if let Err(error) = ioapic::init(&tables.io_apics) {
+                log::warn!("I/O APIC: {error}");
+            }
+        }
+        Err(error) => log::warn!("ACPI tables: {error:?}"),
+    }
 }
 
 /// Ends a boot that cannot go on.
@@ -36,42 +109,29 @@ fn fail(what: &str, why: impl core::fmt::Display) -> ! {
     power::exit(ExitStatus::Crash)
 }
 
-/// The boot CPU and memory, where the kernel owns them (KVM, QEMU, Xen PVH).
-fn start_native(info: &BootInfo) {
-    let features = crate::cpu::features();
-    // SAFETY: first thing on the boot CPU, with interrupts masked by the door.
-    unsafe { idt::init() };
-    // SAFETY: native, first, on this CPU.
-    unsafe { fpu::init(features) };
-
-    let taken: ArrayVec<MemoryRange, 40> = info
-        .reserved
-        .iter()
-        .map(|r| MemoryRange { start: r.start, len: r.len, kind: MemoryKind::Reserved })
-        .collect();
-    // SAFETY: 1. `reserved` names everything that is in use; 2. the boot tables map 4 GiB.
-    unsafe { frames::init(info.memory.ranges(), &taken, Gpa(1 << 32)) }
-        .unwrap_or_else(|error| fail("memory", error));
-    let section = |part: janus_boot::image::Part, flags| Section {
-        start: usize::try_from(part.start).unwrap_or(0),
-        end: usize::try_from(part.end).unwrap_or(0),
-        flags,
-    };
-    let sections = [
-        section(Image::text(), Flags::EXECUTE),
-        section(Image::rodata(), Flags::empty()),
-        section(Image::data(), Flags::WRITE),
-    ];
-    // SAFETY: 1. the boot tables map 4 GiB, and the allocator starts from below; 2. these are the image's parts.
-    unsafe { paging::native::init(info.memory.ranges(), &sections) }
-        .unwrap_or_else(|error| fail("page tables", error));
-
-    pic::silence();
-    if let Err(error) = apic::init(features) {
-        fail("interrupt controller", error);
-    }
-    if platform::current() == Platform::Kvm {
-        calibrate::start();
-        calibrate::finish();
-    }
-}
+/// What the executor asks of the platform.
+const HOOKS: Hooks = Hooks {
+    now_ns: platform::now_ns,
+    wall_clock: platform::wall_clock,
+    set_timer: platform::set_timer,
+    idle_wait: platform::idle_wait,
+    irq_disable: || {
+        let enabled = platform::irqs_enabled();
+        if enabled {
+            platform::disable_irqs();
+        }
+        enabled
+    },
+    // SAFETY: the executor's guards unmask what they have masked, with their locks released.
+    irq_enable: || unsafe { platform::enable_irqs() },
+    current_cpu: || percpu::current().runtime(),
+    wake_cpu: |cpu| {
+        if let Some(cpu) = percpu::of_runtime(cpu) {
+            platform::wake_cpu(cpu);
+        }
+    },
+    relax: core::hint::spin_loop,
+    stack_alloc: stack::allocate,
+    // SAFETY: the executor gives back what `stack_alloc` gave, when its fiber has ended.
+    stack_free: |lowest, bytes| unsafe { stack::free(lowest, bytes) },
+};

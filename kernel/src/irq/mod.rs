@@ -17,6 +17,8 @@ use crate::percpu;
 use crate::platform::lock::IrqLock;
 
 pub mod apic;
+pub mod ioapic;
+pub mod msi;
 pub mod pic;
 
 /// Where an interruption comes from.

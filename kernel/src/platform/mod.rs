@@ -234,6 +234,16 @@ pub fn set_timer(deadline_ns: Option<u64>) {
     }
 }
 
+/// Ends the [`idle_wait`] of another CPU.
+pub fn wake_cpu(cpu: &crate::percpu::PerCpu) {
+    match current() {
+        Platform::XenPv => xen_pv::wake_cpu(cpu),
+        Platform::XenPvh | Platform::Kvm => native::wake_cpu(cpu),
+        #[cfg(not(target_os = "none"))]
+        Platform::Host => {}
+    }
+}
+
 /// Ends the virtual machine in the hypervisor's own way; callers use [`crate::power::exit`].
 pub(crate) fn end(status: ExitStatus) -> ! {
     match current() {

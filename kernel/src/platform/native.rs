@@ -6,6 +6,9 @@ use core::arch::asm;
 
 use x86_64::instructions::{interrupts, port::Port};
 
+use crate::irq::apic;
+use crate::percpu::PerCpu;
+
 /// Reads a byte from an I/O port.
 ///
 /// # Safety
@@ -49,6 +52,10 @@ pub(super) fn idle_wait() {
     // SAFETY: called with interrupts masked and nothing locked (`idle_wait`'s contract); handlers run
     // between `hlt` and `cli` as they would anywhere else.
     unsafe { asm!("sti", "hlt", "cli", options(nostack)) }
+}
+
+pub(super) fn wake_cpu(cpu: &PerCpu) {
+    apic::send(cpu.apic_id(), u32::from(apic::WAKE_VECTOR));
 }
 
 /// Stops this CPU for good.

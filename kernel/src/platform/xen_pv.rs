@@ -25,6 +25,8 @@ pub(super) fn wall_clock() -> Option<Duration> {
 
 pub(super) fn set_timer(_deadline_ns: Option<u64>) {}
 
+pub(super) fn wake_cpu(_cpu: &crate::percpu::PerCpu) {}
+
 pub(super) fn end(_status: ExitStatus) -> ! {
     native::halt_forever()
 }
