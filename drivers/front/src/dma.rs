@@ -5,6 +5,7 @@
 use core::fmt;
 use core::ops::{Deref, DerefMut};
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use janus_proto::addr::{Gpa, PAGE_SIZE};
 use janus_proto::sync::AtomicU32;
@@ -123,6 +124,59 @@ impl SharedFrames {
     pub fn leak(self) {
         self.0.leak();
     }
+    /// Copies bytes out, from byte `offset` on, as far as both reach; what the peer writes meanwhile may be torn.
+    pub fn copy_out(&self, offset: usize, target: &mut [u8]) {
+        let (start, middle) = self.split(offset);
+        let (head, rest) = target.split_at_mut(target.len().min(start.len()));
+        for (byte, shared) in head.iter_mut().zip(start) {
+            *byte = shared.load(Ordering::Relaxed);
+        }
+        // Whole words, eight at a time: a page is copied for every 4 KiB of disk data.
+        let (words, tail) = rest.as_chunks_mut::<8>();
+        for (word, shared) in words.iter_mut().zip(middle) {
+            *word = shared.load(Ordering::Relaxed).to_ne_bytes();
+        }
+        if let Some(shared) = middle.get(words.len()) {
+            for (byte, shared) in tail.iter_mut().zip(shared.load(Ordering::Relaxed).to_ne_bytes()) {
+                *byte = shared;
+            }
+        }
+    }
+    /// Copies bytes in, from byte `offset` on, as far as both reach.
+    pub fn copy_in(&self, offset: usize, source: &[u8]) {
+        let (start, middle) = self.split(offset);
+        let (head, rest) = source.split_at(source.len().min(start.len()));
+        for (byte, shared) in head.iter().zip(start) {
+            shared.store(*byte, Ordering::Relaxed);
+        }
+        let (words, tail) = rest.as_chunks::<8>();
+        for (word, shared) in words.iter().zip(middle) {
+            shared.store(u64::from_ne_bytes(*word), Ordering::Relaxed);
+        }
+        let written = offset + head.len() + words.len() * 8;
+        for (byte, shared) in tail.iter().zip(self.bytes().get(written..).unwrap_or(&[])) {
+            shared.store(*byte, Ordering::Relaxed);
+        }
+    }
+    fn bytes(&self) -> &[AtomicU8] {
+        // SAFETY: as in `deref`; bytes have no alignment.
+        unsafe {
+            core::slice::from_raw_parts(self.0.start.as_ptr().cast(), self.0.pages * PAGE_SIZE)
+        }
+    }
+    /// The bytes from `offset` to the next word, and the words from there on.
+    fn split(&self, offset: usize) -> (&[AtomicU8], &[AtomicU64]) {
+        let aligned = offset.next_multiple_of(8).min(self.0.pages * PAGE_SIZE);
+        let start = self.bytes().get(offset..aligned).unwrap_or(&[]);
+        // SAFETY: as in `deref`: page-aligned, so aligned for words at their multiples.
+        let words = unsafe {
+            core::slice::from_raw_parts(
+                self.0.start.as_ptr().cast::<AtomicU64>(),
+                self.0.pages * PAGE_SIZE / size_of::<AtomicU64>(),
+            )
+        };
+        (start, words.get(aligned / 8..).unwrap_or(&[]))
+    }
 }
 
 #[cfg(not(loom))]
@@ -143,5 +197,36 @@ impl Deref for SharedFrames {
 impl fmt::Debug for SharedFrames {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SharedFrames({:#x}, {} pages)", self.guest_address().0, self.pages())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::FakeXen;
+
+    #[test]
+    fn copies_reach_every_byte_and_no_other() {
+        let frames = SharedFrames::new(FakeXen::new(), 1).unwrap();
+        let data: Vec<u8> = (1..=64).collect();
+        for offset in [0, 1, 7, 8, 9, 4000, 4032, 4040, 4095, 4096, 5000] {
+            for len in [0, 1, 7, 8, 9, 40, 64] {
+                frames.copy_in(0, &[0; PAGE_SIZE]);
+                frames.copy_in(offset, &data[..len]);
+                let mut all = [0xff; PAGE_SIZE];
+                frames.copy_out(0, &mut all);
+                let mut expected = [0; PAGE_SIZE];
+                let fits = len.min(PAGE_SIZE.saturating_sub(offset));
+                if fits > 0 {
+                    expected[offset..offset + fits].copy_from_slice(&data[..fits]);
+                }
+                assert!(all == expected, "in: offset {offset} len {len}");
+                let mut back = [0xee; 64];
+                frames.copy_out(offset, &mut back[..len]);
+                let mut expected = [0xee; 64];
+                expected[..fits].copy_from_slice(&data[..fits]);
+                assert_eq!(back, expected, "out: offset {offset} len {len}");
+            }
+        }
     }
 }
