@@ -106,6 +106,14 @@ impl Console {
         self.lock().closed
     }
 
+    /// Waits until nothing more will come, or the deadline.
+    pub(crate) fn finished(&self, deadline: Instant) {
+        let mut state = self.lock();
+        while let Ok(next) = self.more(state, deadline) {
+            state = next;
+        }
+    }
+
     /// Bytes so far: a place to search from later.
     pub(crate) fn position(&self) -> usize {
         self.lock().bytes.len()

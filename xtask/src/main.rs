@@ -3,14 +3,20 @@
 mod console;
 mod cpio;
 mod disk;
+mod grub;
 mod guest;
 mod lab;
+mod listing;
+mod matrix;
 mod packages;
 mod paths;
 mod process;
 mod qemu;
+mod results;
 mod run;
 mod symbols;
+mod test;
+mod tidy;
 mod toolchain;
 
 use std::process::ExitCode;
@@ -34,6 +40,11 @@ enum Task {
         package: String,
     },
     Run(run::RunArguments),
+    Test(test::TestArguments),
+    /// Runs all tests with every row required, and checks the source's rules: what CI does.
+    Ci,
+    /// Checks the source's own rules.
+    Tidy,
     /// Runs a guest in a lab.
     #[command(subcommand)]
     Lab(LabTask),
@@ -49,6 +60,15 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Task::Build { package } => guest::build(&package).map(|elf| println!("{}", elf.display())).map(|()| ExitCode::SUCCESS),
         Task::Run(arguments) => run::run(&arguments),
+        Task::Test(arguments) => test::run(&arguments),
+        Task::Ci => test::ci(),
+        Task::Tidy => tidy::check().map(|found| {
+            for line in &found {
+                println!("{line}");
+            }
+            println!("{} findings", found.len());
+            if found.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }),
         Task::Lab(LabTask::Xen(arguments)) => lab::command::xen(&arguments).map(|()| ExitCode::SUCCESS),
     };
     match outcome {

@@ -45,7 +45,7 @@ pub(crate) const GRUB: &[Need] = &[
     need("/usr/lib/grub/x86_64-efi", "grub-efi-amd64-bin"),
     need("xorriso", "xorriso"),
     need("mformat", "mtools"),
-    need("/usr/share/OVMF/OVMF_CODE.fd", "ovmf"),
+    need("/usr/share/ovmf/OVMF.fd", "ovmf"),
 ];
 /// Debian's cloud kernel as a guest: the bench's other side.
 pub(crate) const CLOUD: &[Need] = &[

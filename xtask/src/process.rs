@@ -92,8 +92,7 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
         None => bail!("{name} took more than a minute"),
     }
     // The reader thread may be a moment behind the process.
-    let mut cursor = usize::MAX;
-    let _ = process.console.line(&mut cursor, Instant::now() + Duration::from_secs(1), |_| None::<()>);
+    process.console.finished(Instant::now() + Duration::from_secs(1));
     Ok(process.console.text())
 }
 

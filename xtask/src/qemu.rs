@@ -108,8 +108,7 @@ impl Vm {
                 qemu.arg("-cdrom").arg(cd);
             }
             Boot::Uefi(cd) => {
-                qemu.args(["-drive", "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE.fd"]);
-                qemu.arg("-cdrom").arg(cd);
+                qemu.args(["-bios", crate::grub::OVMF]).arg("-cdrom").arg(cd);
             }
         }
         qemu.args(["-device", &format!("virtio-rng-{bus}")]);

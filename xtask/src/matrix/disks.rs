@@ -1,0 +1,82 @@
+//! The disks that the matrix's tests ask for.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::data::DiskKind;
+use crate::{disk, paths, process};
+
+/// Makes (or finds) a disk image.
+///
+/// # Errors
+/// A tool is missing or fails.
+pub(crate) fn image(kind: DiskKind) -> Result<PathBuf> {
+    let directory = paths::cache("disk")?;
+    match kind {
+        DiskKind::Files => Ok(disk::files()?.0),
+        DiskKind::Demo => disk::demo(),
+        DiskKind::Scratch => disk::raw("scratch.img", 16 << 20),
+        DiskKind::Empty => disk::raw("empty.img", 0),
+        DiskKind::Corrupt => {
+            let mut bytes = std::fs::read(disk::demo()?)?;
+            // The primary superblock stays, so that it still looks like ext4; all behind it in the first
+            // group (descriptors, bitmaps, inodes, the root directory) becomes nonsense.
+            let noise = std::fs::read(disk::raw("noise.img", 4 << 20)?)?;
+            for (byte, noise) in bytes.iter_mut().skip(4096).zip(noise) {
+                *byte = noise;
+            }
+            let file = directory.join("corrupt.img");
+            std::fs::write(&file, bytes)?;
+            Ok(file)
+        }
+        DiskKind::Truncated => {
+            let bytes = std::fs::read(disk::files()?.0)?;
+            let file = directory.join("truncated.img");
+            std::fs::write(&file, bytes.get(..bytes.len() / 2).unwrap_or_default())?;
+            Ok(file)
+        }
+        DiskKind::Fat => fat(),
+    }
+}
+
+/// A FAT file system with a greeting.
+fn fat() -> Result<PathBuf> {
+    let directory = paths::cache("disk")?;
+    let file = directory.join("fat.img");
+    std::fs::write(&file, [])?;
+    std::fs::File::options().write(true).open(&file)?.set_len(32 << 20)?;
+    let greeting = directory.join("HELLO.TXT");
+    std::fs::write(&greeting, "hello, world\n")?;
+    let mformat = paths::program(&["mformat"]).context("no mformat (install mtools)")?;
+    process::output(Command::new(mformat).args(["-F", "-i"]).arg(&file).arg("::"))?;
+    process::output(Command::new("mcopy").arg("-i").arg(&file).arg(&greeting).arg("::HELLO.TXT"))?;
+    Ok(file)
+}
+
+/// A file's place on this machine, for comparison with what the guest serves from the disk `files`.
+///
+/// # Errors
+/// The disk cannot be made.
+pub(crate) fn original(path: &str) -> Result<PathBuf> {
+    let (_, big) = disk::files()?;
+    Ok(big.with_file_name(path.trim_start_matches('/')))
+}
+
+/// Replaces each `{sha256:NAME}` by the sum of that file of the disk `files`.
+///
+/// # Errors
+/// There is no such file.
+pub(crate) fn fill_in(text: &str) -> Result<String> {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("{sha256:") {
+        let (name, after) = after.split_once('}').context("a `{sha256:` without its `}`")?;
+        out.push_str(before);
+        out.push_str(&disk::sha256(&original(name)?)?);
+        rest = after;
+    }
+    out.push_str(rest);
+    Ok(out)
+}
