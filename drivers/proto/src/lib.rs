@@ -14,6 +14,10 @@ extern crate alloc;
 #[macro_use]
 pub mod abi;
 pub mod addr;
+pub mod byte_ring;
+pub mod evtchn;
+pub mod grant;
+pub mod pvclock;
 pub mod ring;
 pub mod sync;
 pub mod virtqueue;
