@@ -10,6 +10,10 @@ async fn shell() -> ExitStatus {
     println!("up after {} us", time::now().as_nanos() / 1000);
     time::sleep(Duration::from_millis(5)).await;
     println!("slept until {} us", time::now().as_nanos() / 1000);
+    log::info!("type a line");
+    let mut line = [0; 80];
+    let count = janus_kernel::console::read(&mut line).await;
+    println!("{:?}", line.get(..count));
     ExitStatus::PowerOff(0)
 }
 

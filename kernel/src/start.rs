@@ -9,6 +9,7 @@ use janus_boot::image::{Image, Part};
 use janus_boot::{BootInfo, MAX_RESERVED, MemoryKind, MemoryRange};
 use janus_proto::addr::Gpa;
 
+use crate::console::uart;
 use crate::irq::{apic, ioapic, pic};
 use crate::mm::paging::Flags;
 use crate::mm::paging::native::Section;
@@ -18,7 +19,7 @@ use crate::platform::{self, Platform, calibrate};
 use crate::power::{self, ExitStatus};
 use crate::task::hooks::{self, Hooks};
 use crate::trap::{fpu, idt};
-use crate::{cpu, firmware, percpu};
+use crate::{cpu, firmware, logger, percpu};
 
 unsafe extern "Rust" {
     /// The image's main function, made by [`crate::entry!`].
@@ -54,10 +55,14 @@ fn start_native(info: &BootInfo, platform: Platform) {
         fail("interrupt controller", error);
     }
     percpu::current().set_apic_id(apic::id());
+    logger::init(crate::command_line());
     if platform == Platform::Kvm {
         calibrate::start();
         start_firmware(info);
         calibrate::finish();
+        if let Err(error) = uart::init() {
+            log::warn!("serial input: {error}");
+        }
     }
 }
 
