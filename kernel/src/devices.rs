@@ -8,9 +8,11 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use core::task::Poll;
 
 use crate::block::Block;
+use crate::net::Net;
 use crate::sync::{IrqMutex, Notify};
 
 static BLOCKS: IrqMutex<Vec<Arc<Block>>> = IrqMutex::new(Vec::new());
+static NETS: IrqMutex<Vec<Arc<Net>>> = IrqMutex::new(Vec::new());
 
 /// Counts changes, so that a waiter sees one that happened before it waited.
 static CHANGES: AtomicU64 = AtomicU64::new(0);
@@ -43,6 +45,31 @@ pub fn add_block(block: Arc<Block>) {
 pub fn remove_block(block: &Arc<Block>) {
     BLOCKS.lock().retain(|known| !Arc::ptr_eq(known, block));
     block.detach();
+    note_change();
+}
+
+/// The network interfaces, in the order in which they were found.
+#[must_use]
+pub fn nets() -> Vec<Arc<Net>> {
+    NETS.lock().clone()
+}
+
+/// The network interface of this name.
+#[must_use]
+pub fn net(name: &str) -> Option<Arc<Net>> {
+    NETS.lock().iter().find(|net| net.name() == name).cloned()
+}
+
+/// Registers a network interface.
+pub fn add_net(net: Arc<Net>) {
+    NETS.lock().push(net);
+    note_change();
+}
+
+/// Takes a network interface out and ends its sockets.
+pub fn remove_net(net: &Arc<Net>) {
+    NETS.lock().retain(|known| !Arc::ptr_eq(known, net));
+    net.detach();
     note_change();
 }
 

@@ -4,10 +4,10 @@
 extern crate alloc;
 
 pub mod block;
+pub mod cpu;
 pub mod devices;
 pub mod dma_pool;
 pub mod console;
-pub mod cpu;
 pub mod fs;
 pub mod http;
 pub mod firmware;
@@ -15,6 +15,7 @@ pub mod hypercall;
 pub mod irq;
 pub mod logger;
 pub mod mm;
+pub mod net;
 pub mod panic;
 pub mod percpu;
 pub mod platform;
