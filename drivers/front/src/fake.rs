@@ -75,23 +75,23 @@ struct State {
 #[derive(Debug, Default)]
 pub struct FakeXen(Mutex<State>);
 
-/// A page that the peer has mapped; unmapped when dropped.
+/// Adjacent pages that the peer has mapped; unmapped when dropped.
 #[derive(Debug)]
 pub struct Mapping {
     xen: &'static FakeXen,
-    grant: GrantRef,
+    grants: Vec<GrantRef>,
     page: u64,
 }
 
 impl Deref for Mapping {
     type Target = [AtomicU32];
     fn deref(&self) -> &[AtomicU32] {
-        // SAFETY: 1. page-aligned; 2. a whole allocated page: the fake panics when a granted page is freed, and
-        // the grant cannot be ended while this mapping counts as a use; 3. seen as atomics only.
+        // SAFETY: 1. page-aligned; 2. whole allocated pages: the fake panics when a granted page is freed, and
+        // the grants cannot be ended while this mapping counts as a use; 3. seen as atomics only.
         unsafe {
             std::slice::from_raw_parts(
                 std::ptr::with_exposed_provenance::<AtomicU32>(usize_of(self.page)),
-                PAGE_SIZE / size_of::<AtomicU32>(),
+                self.grants.len() * PAGE_SIZE / size_of::<AtomicU32>(),
             )
         }
     }
@@ -100,8 +100,10 @@ impl Deref for Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         let mut state = self.xen.state();
-        if let Some(grant) = state.grants.get_mut(&self.grant.0) {
-            grant.uses -= 1;
+        for grant in &self.grants {
+            if let Some(grant) = state.grants.get_mut(&grant.0) {
+                grant.uses -= 1;
+            }
         }
     }
 }
@@ -134,16 +136,39 @@ impl FakeXen {
         grant: GrantRef,
         access: GrantAccess,
     ) -> Result<Mapping, GrantFault> {
+        self.map_all(peer, &[grant], access)
+    }
+
+    /// Maps pages that the guest granted in the order of their addresses, as a ring of several pages is.
+    ///
+    /// # Errors
+    /// See [`GrantFault`].
+    pub fn map_all(
+        &'static self,
+        peer: DomId,
+        grants: &[GrantRef],
+        access: GrantAccess,
+    ) -> Result<Mapping, GrantFault> {
         let mut state = self.state();
-        let entry = state.grants.get_mut(&grant.0).ok_or(GrantFault::BadReference)?;
-        if entry.peer != peer {
-            return Err(GrantFault::WrongDomain);
+        let mut first = None;
+        for (index, grant) in grants.iter().enumerate() {
+            let entry = state.grants.get(&grant.0).ok_or(GrantFault::BadReference)?;
+            if entry.peer != peer {
+                return Err(GrantFault::WrongDomain);
+            }
+            if access == GrantAccess::ReadWrite && entry.access == GrantAccess::ReadOnly {
+                return Err(GrantFault::ReadOnly);
+            }
+            let start = *first.get_or_insert(entry.page);
+            assert_eq!(entry.page, start + (index * PAGE_SIZE) as u64, "a fake maps adjacent pages");
         }
-        if access == GrantAccess::ReadWrite && entry.access == GrantAccess::ReadOnly {
-            return Err(GrantFault::ReadOnly);
+        for grant in grants {
+            if let Some(entry) = state.grants.get_mut(&grant.0) {
+                entry.uses += 1;
+            }
         }
-        entry.uses += 1;
-        Ok(Mapping { xen: self, grant, page: entry.page })
+        let page = first.ok_or(GrantFault::BadReference)?;
+        Ok(Mapping { xen: self, grants: grants.to_vec(), page })
     }
 
     /// Sends the guest an event on its port `port`; `false` if it is closed.

@@ -5,6 +5,8 @@
 // UNSAFETY: `XenHal::grant` asks for a promise about the page's life, which these types keep.
 #![expect(unsafe_code, reason = "ties each grant to the ownership of its page")]
 
+use alloc::boxed::Box;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::mem::ManuallyDrop;
@@ -256,5 +258,30 @@ impl Drop for EventChannel {
 impl fmt::Debug for EventChannel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "EventChannel({})", self.port)
+    }
+}
+
+/// What a driver left behind that its backend may still use: buffers, rings, ports.
+///
+/// A driver that is dropped puts its memory here; [`Self::empty`], called when the backend has let go, ends the
+/// grants. Ended any sooner they would be found in use, and leak.
+#[derive(Clone, Default)]
+pub struct Grave(Arc<spin::Mutex<Vec<Box<dyn Send>>>>);
+
+impl Grave {
+    /// Keeps `remains` until the grave is emptied.
+    pub fn put(&self, remains: impl Send + 'static) {
+        self.0.lock().push(Box::new(remains));
+    }
+    /// Ends the grants of everything in it; what the peer still uses is leaked, and reported.
+    pub fn empty(&self) {
+        let remains = core::mem::take(&mut *self.0.lock());
+        drop(remains);
+    }
+}
+
+impl fmt::Debug for Grave {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Grave")
     }
 }

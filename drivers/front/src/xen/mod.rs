@@ -7,6 +7,7 @@
 //!
 //! Nothing here waits or talks to xenstore: the kernel's bus does, and feeds these.
 
+pub mod blkfront;
 pub mod blkfront_xs;
 pub mod grants;
 pub mod netfront_xs;
