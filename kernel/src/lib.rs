@@ -7,6 +7,7 @@ pub mod block;
 pub mod cpu;
 pub mod devices;
 pub mod dma_pool;
+pub mod command_line;
 pub mod console;
 pub mod fs;
 pub mod http;
@@ -22,6 +23,8 @@ pub mod platform;
 pub mod power;
 #[cfg(target_os = "none")]
 mod start;
+pub mod services;
+pub mod shell;
 pub mod sync;
 pub mod task;
 pub mod test;

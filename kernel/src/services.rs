@@ -1,0 +1,104 @@
+//! What the default image does: mounts the disks that appear, serves them, and runs the shell.
+
+use alloc::collections::BTreeSet;
+use alloc::string::String;
+use alloc::sync::Arc;
+use core::time::Duration;
+
+use crate::block::Block;
+use crate::command_line::Options;
+use crate::fs::mounts;
+use crate::fs::volume::Volume;
+use crate::power::ExitStatus;
+use crate::shell::{self, ConsoleOutput, Session, Status};
+use crate::{devices, println, sync, task, time};
+
+/// How long `--exec` waits for the first disk to be mounted, when there is one.
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// The main function of the default image.
+pub async fn run() -> ExitStatus {
+    let options = Options::parse(crate::command_line());
+    mount_modules().await;
+    drop(task::spawn("mounter", mount_disks()));
+    settle().await;
+    let uptime = Duration::from_nanos(time::now().as_nanos());
+    println!("janus: ready after {}.{:03} ms", uptime.as_millis(), uptime.subsec_micros() % 1000);
+    if options.exec_without_commands {
+        println!("janus: --exec has nothing to run: write --exec 'command; command'");
+        return ExitStatus::PowerOff(Status::USAGE.0);
+    }
+    if options.exec.is_empty() {
+        shell::interactive::run().await;
+    }
+    let mut status = Status::SUCCESS;
+    let mut output = ConsoleOutput;
+    let mut session = Session::new(&mut output);
+    for line in &options.exec {
+        let ended = session.run_line(line).await;
+        if ended != Status::SUCCESS {
+            status = ended;
+        }
+    }
+    println!("janus-report: {{\"exec\":{}}}", status.0);
+    ExitStatus::PowerOff(status.0)
+}
+
+/// Disks that have been looked at, and a signal for each.
+static SEEN: sync::Notify = sync::Notify::new();
+
+/// Waits until each disk that is there now has been looked at.
+async fn settle() {
+    let all_seen = async {
+        while devices::blocks().iter().any(|disk| !LOOKED_AT.lock().contains(disk.name())) {
+            SEEN.notified().await;
+        }
+    };
+    if time::timeout(SETTLE, all_seen).await.is_err() {
+        println!("janus: a disk did not answer within {} s; going on without it", SETTLE.as_secs());
+    }
+}
+
+static LOOKED_AT: sync::IrqMutex<BTreeSet<String>> = sync::IrqMutex::new(BTreeSet::new());
+
+/// Mounts each disk when it appears.
+async fn mount_disks() {
+    loop {
+        let generation = devices::generation();
+        for disk in devices::blocks() {
+            let new = LOOKED_AT.lock().contains(disk.name());
+            if !new {
+                mount_disk(&disk).await;
+                LOOKED_AT.lock().insert(String::from(disk.name()));
+                SEEN.notify();
+            }
+        }
+        devices::changed_since(generation).await;
+    }
+}
+
+async fn mount_disk(disk: &Arc<Block>) {
+    match Volume::mount(Arc::clone(disk)).await {
+        Ok(volume) => {
+            let kind = volume.type_name();
+            let place = mounts::add(volume);
+            println!("janus: mounted {} ({kind}) on {place}", disk.name());
+        }
+        Err(error) => println!("janus: {}: not mounted: {error}", disk.name()),
+    }
+}
+
+async fn mount_modules() {
+    let modules = crate::boot_info().map_or(&[][..], |info| &info.modules);
+    for (index, module) in modules.iter().enumerate() {
+        let name = alloc::format!("module{index}");
+        match Volume::mount_module(&name, module.data).await {
+            Ok(volume) => {
+                let kind = volume.type_name();
+                let place = mounts::add(volume);
+                println!("janus: mounted {name} ({kind}) on {place}");
+            }
+            Err(error) => println!("janus: {name}: not mounted: {error}"),
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! The machine: platform, devices, interrupts, tasks, memory, log.
+
+use alloc::boxed::Box;
+use core::fmt::Write;
+
+use super::{Command, Size};
+use crate::shell::{Session, Status};
+use crate::{devices, irq, mm, platform, task};
+
+pub(super) const COMMANDS: &[Command] = &[
+    Command {
+        name: "devices",
+        arguments: "",
+        help: "lists the platform and the devices found",
+        run: |session, _| {
+            Box::pin(async move {
+                let _ = writeln!(session, "platform  {}", platform::current().name());
+                for disk in devices::blocks() {
+                    let _ = writeln!(session, "disk      {} ({})", disk.name(), Size(disk.capacity()));
+                }
+                Status::SUCCESS
+            })
+        },
+    },
+    Command {
+        name: "events",
+        arguments: "",
+        help: "lists interrupts and event channels in use, with counts",
+        run: |session, _| {
+            Box::pin(async move {
+                let (sources, spurious) = irq::list();
+                for source in sources {
+                    let name = alloc::format!("{:?}", source.source);
+                    let _ = writeln!(session, "{name:<20} {:>10}  {}", source.count, source.name);
+                }
+                let _ = writeln!(session, "{:<20} {spurious:>10}", "without a handler");
+                Status::SUCCESS
+            })
+        },
+    },
+    Command {
+        name: "tasks",
+        arguments: "",
+        help: "lists the tasks, with how often each ran",
+        run: |session, _| {
+            Box::pin(async move {
+                for status in task::tasks() {
+                    let _ = writeln!(session, "{:>10}  {}", status.polls, status.name);
+                }
+                Status::SUCCESS
+            })
+        },
+    },
+    Command {
+        name: "memory",
+        arguments: "",
+        help: "prints how much memory there is, and what uses it",
+        run: |session, _| Box::pin(async move { memory(session) }),
+    },
+];
+
+fn memory(session: &mut Session<'_>) -> Status {
+    let frames = mm::frames::statistics();
+    let heap = mm::heap::statistics();
+    let pages = |count: usize| Size(count as u64 * 4096);
+    let _ = writeln!(session, "pages     {:>10} of {:>10} free", pages(frames.free), pages(frames.total));
+    let _ = writeln!(session, "heap      {:>10} in slabs", Size(heap.slab_bytes as u64));
+    for (size, count) in mm::heap::class_sizes().iter().zip(heap.objects).filter(|(_, count)| *count > 0) {
+        let _ = writeln!(session, "          {count:>10} objects of up to {size} B");
+    }
+    let (used, arena) = (Size(heap.arena_used as u64), Size(heap.arena_bytes as u64));
+    let _ = writeln!(session, "          {used:>10} of {arena:>10} in large objects");
+    Status::SUCCESS
+}
