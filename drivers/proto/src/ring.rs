@@ -373,3 +373,8 @@ impl<M: Deref<Target = [AtomicU32]>, const SLOT: usize> Back<M, SLOT> {
         self.shared.memory
     }
 }
+
+#[cfg(test)]
+mod loom_tests;
+#[cfg(test)]
+mod tests;
