@@ -1,5 +1,6 @@
 //! Building guest images: the default one and the test images.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -15,27 +16,35 @@ pub(crate) const DEFAULT_IMAGE: &str = "janus-kernel";
 /// # Errors
 /// No toolchain, or the build fails.
 pub(crate) fn build(package: &str) -> Result<PathBuf> {
+    let mut images = build_all(&[package.to_owned()])?;
+    images.remove(package).context("not built")
+}
+
+/// Builds several packages' guest binaries at once; answers their ELF files by package.
+///
+/// # Errors
+/// No toolchain, or the build fails.
+pub(crate) fn build_all(packages: &[String]) -> Result<BTreeMap<String, PathBuf>> {
     let toolchain = toolchain::find()?;
     let start = Instant::now();
-    eprintln!("janus: building {package} ({})", toolchain.description);
+    eprintln!("janus: building {} ({})", packages.join(", "), toolchain.description);
     let target = paths::guest_target();
-    let status = toolchain
-        .cargo_build()
-        .args(["-p", package, "--profile", "guest", "--target-dir"])
-        .arg(&target)
-        .status()
-        .context("cannot start cargo")?;
-    if !status.success() {
-        bail!("building {package} for the guest failed");
+    let mut cargo = toolchain.cargo_build();
+    for package in packages {
+        cargo.args(["-p", package]);
     }
-    let elf = target.join(toolchain::TARGET).join("guest").join(package);
-    symbols::fill(&elf).with_context(|| format!("no symbol table for {}", elf.display()))?;
-    let size = std::fs::metadata(&elf).with_context(|| format!("no {}", elf.display()))?.len();
-    eprintln!(
-        "janus: {} ({} KiB, {:.1} s)",
-        elf.display(),
-        size / 1024,
-        start.elapsed().as_secs_f32()
-    );
-    Ok(elf)
+    cargo.args(["--profile", "guest", "--target-dir"]).arg(&target);
+    if !cargo.status().context("cannot start cargo")?.success() {
+        bail!("building for the guest failed");
+    }
+    let mut images = BTreeMap::new();
+    for package in packages {
+        let elf = target.join(toolchain::TARGET).join("guest").join(package);
+        symbols::fill(&elf).with_context(|| format!("no symbol table for {}", elf.display()))?;
+        let size = std::fs::metadata(&elf).with_context(|| format!("no {}", elf.display()))?.len();
+        eprintln!("janus: {} ({} KiB)", elf.display(), size / 1024);
+        images.insert(package.clone(), elf);
+    }
+    eprintln!("janus: built in {:.1} s", start.elapsed().as_secs_f32());
+    Ok(images)
 }

@@ -46,6 +46,11 @@ pub(crate) fn check() -> Result<Vec<String>> {
     for (member, allowed) in DEPENDENCIES {
         dependencies(&read(&root, &format!("{member}/Cargo.toml"))?, member, allowed, &mut found)?;
     }
+    // The page's program is a crate of the tree, which is built and run as a test: they must not drift apart.
+    let example = read(&root, "tests/hello/src/main.rs")?;
+    if !read(&root, "docs/test-images.md")?.contains(example.trim_end()) {
+        found.push("docs/test-images.md: its program is not that of tests/hello/src/main.rs".to_owned());
+    }
     for document in documents(&root)? {
         paths_exist(&root, &document, &mut found)?;
     }

@@ -12,6 +12,7 @@ pub mod report;
 use alloc::string::{String, ToString};
 use core::fmt::Display;
 
+use crate::power::ExitStatus;
 pub use outcome::Outcome;
 pub use registry::{Descriptor, NAME_BYTES, all};
 
@@ -23,6 +24,12 @@ pub struct Test {
 }
 
 impl Test {
+    /// How it stands so far.
+    #[must_use]
+    pub const fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+
     const fn new() -> Self {
         Self { outcome: Outcome::Success, detail: String::new() }
     }
@@ -132,6 +139,41 @@ pub fn run(
         worst.raise(Outcome::Error);
     }
     Ok(worst)
+}
+
+/// The main function of a test image: what [`crate::test_image!`] puts in.
+///
+/// It runs on the boot stack, so that a test may call `task::block_on`.
+#[must_use]
+pub fn main() -> ExitStatus {
+    let now_ns = || crate::time::now().as_nanos();
+    let outcome = run(all(), crate::command_line(), now_ns, &mut crate::console::Console);
+    // The console takes everything.
+    let outcome = outcome.unwrap_or(Outcome::Error);
+    match outcome {
+        Outcome::Crash => ExitStatus::Crash,
+        outcome => ExitStatus::PowerOff(outcome.code()),
+    }
+}
+
+/// Makes a crate a test image: its main function runs the tests that [`crate::guest_test!`] registers.
+#[macro_export]
+macro_rules! test_image {
+    () => {
+        const _: () = {
+            #[allow(unsafe_code, reason = "the symbol that the kernel calls")]
+            #[cfg_attr(target_os = "none", unsafe(no_mangle))]
+            #[allow(dead_code, reason = "the host has nobody who calls it")]
+            extern "Rust" fn janus_main() -> $crate::power::ExitStatus {
+                $crate::test::main()
+            }
+        };
+
+        #[cfg(not(target_os = "none"))]
+        fn main() {
+            eprintln!("this is a guest image: build it with `cargo xtask build {}`", env!("CARGO_PKG_NAME"));
+        }
+    };
 }
 
 #[cfg(test)]

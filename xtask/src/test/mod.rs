@@ -2,7 +2,6 @@
 
 mod host;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -112,11 +111,9 @@ fn levels(arguments: &TestArguments, results: &Results) -> Result<()> {
 fn guests(arguments: &TestArguments, results: &Results) -> Result<()> {
     packages::ensure(&[packages::QEMU])?;
     let matrix = matrix::data::load()?;
-    let mut images = BTreeMap::new();
-    for package in matrix.images() {
-        let image = guest::build(&package)?;
-        println!("image {package}: sha256 {}", disk::sha256(&image)?);
-        images.insert(package, image);
+    let images = guest::build_all(&matrix.images())?;
+    for (package, image) in &images {
+        println!("image {package}: sha256 {}", disk::sha256(image)?);
     }
     let selection = Selection {
         rows: arguments.row.clone(),

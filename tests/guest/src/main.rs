@@ -1,0 +1,13 @@
+//! The kernel's own tests, run inside a guest: `test=NAME` on the command line picks one.
+//!
+//! Where each runs, and which are meant to crash, stands in `tests/matrix.toml`.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+extern crate alloc;
+
+mod clocks;
+mod memory;
+mod tasks;
+mod traps;
+
+janus_kernel::test_image!();
