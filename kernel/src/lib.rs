@@ -30,6 +30,7 @@ pub mod task;
 pub mod test;
 pub mod time;
 pub mod trap;
+pub mod xen;
 
 use janus_boot::BootInfo;
 use spin::Once;

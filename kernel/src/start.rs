@@ -19,7 +19,7 @@ use crate::platform::{self, Platform, calibrate};
 use crate::power::{self, ExitStatus};
 use crate::task::hooks::{self, Hooks};
 use crate::trap::{fpu, idt};
-use crate::{cpu, firmware, logger, percpu};
+use crate::{cpu, firmware, logger, percpu, xen};
 
 unsafe extern "Rust" {
     /// The image's main function, made by [`crate::entry!`].
@@ -34,8 +34,12 @@ extern "Rust" fn janus_kernel_start(info: BootInfo) -> ! {
     let info = crate::BOOT_INFO.call_once(|| info);
     hooks::install(HOOKS);
     match platform {
-        Platform::XenPv => fail("Xen PV", "not supported by this image"),
-        Platform::XenPvh | Platform::Kvm => start_native(info, platform),
+        Platform::XenPv => xen::start::start_pv(info),
+        Platform::XenPvh => {
+            start_native(info, platform);
+            xen::start::start_pvh();
+        }
+        Platform::Kvm => start_native(info, platform),
     }
     // SAFETY: traps are set up, and nothing is locked.
     unsafe { platform::enable_irqs() };
@@ -68,25 +72,32 @@ fn start_native(info: &BootInfo, platform: Platform) {
 
 /// Page frames, then the kernel's own page tables.
 fn start_memory(info: &BootInfo) {
-    let taken: ArrayVec<MemoryRange, MAX_RESERVED> = info
-        .reserved
-        .iter()
-        .map(|r| MemoryRange { start: r.start, len: r.len, kind: MemoryKind::Reserved })
-        .collect();
     // SAFETY: 1. `reserved` names everything that is in use; 2. the boot tables map 4 GiB.
-    unsafe { frames::init(info.memory.ranges(), &taken, Gpa(1 << 32)) }
+    unsafe { frames::init(info.memory.ranges(), &taken(info), Gpa(1 << 32)) }
         .unwrap_or_else(|error| fail("memory", error));
-    let sections = [
-        section(&Image::text(), Flags::EXECUTE),
-        section(&Image::rodata(), Flags::empty()),
-        section(&Image::data(), Flags::WRITE),
-    ];
     // SAFETY: 1. the boot tables map 4 GiB, and the allocator starts from below; 2. these are the image's parts.
-    unsafe { paging::native::init(info.memory.ranges(), &sections) }
+    unsafe { paging::native::init(info.memory.ranges(), &sections()) }
         .unwrap_or_else(|error| fail("page tables", error));
     let guard = usize::try_from(Image::stack_guard()).unwrap_or(0);
     // SAFETY: nothing lies in the page below the boot stack.
     unsafe { paging::unmap(guard, 1) }.unwrap_or_else(|error| fail("boot stack's guard page", error));
+}
+
+/// What is in use, as the frame allocator wants it.
+pub(crate) fn taken(info: &BootInfo) -> ArrayVec<MemoryRange, { MAX_RESERVED + 1 }> {
+    info.reserved
+        .iter()
+        .map(|r| MemoryRange { start: r.start, len: r.len, kind: MemoryKind::Reserved })
+        .collect()
+}
+
+/// The image's parts and what may be done with them.
+pub(crate) fn sections() -> [Section; 3] {
+    [
+        section(&Image::text(), Flags::EXECUTE),
+        section(&Image::rodata(), Flags::empty()),
+        section(&Image::data(), Flags::WRITE),
+    ]
 }
 
 fn section(part: &Part, flags: Flags) -> Section {
@@ -108,7 +119,7 @@ fn start_firmware(info: &BootInfo) {
 }
 
 /// Ends a boot that cannot go on.
-fn fail(what: &str, why: impl core::fmt::Display) -> ! {
+pub(crate) fn fail(what: &str, why: impl core::fmt::Display) -> ! {
     let mut report = Report::begin();
     let _ = writeln!(report, "cannot start: {what}: {why}");
     power::exit(ExitStatus::Crash)

@@ -19,6 +19,7 @@ use crate::platform::lock::IrqLock;
 pub mod apic;
 pub mod ioapic;
 pub mod msi;
+pub mod evtchn;
 pub mod pic;
 
 /// Where an interruption comes from.
@@ -84,6 +85,8 @@ struct Table {
 const MAX_PORTS: usize = 4096;
 /// The first vector for devices; those below are the CPU's exceptions.
 const FIRST_VECTOR: u8 = 0x20;
+/// The vector of Xen's event upcall to PVH guests: delivered without the APIC, so without its end of interrupt.
+pub(crate) const XEN_UPCALL_VECTOR: u8 = 0xf3;
 /// One past the last vector for devices; those above are the APIC's own ([`apic`]) and Xen's upcall.
 const LAST_VECTOR: u8 = 0xe0;
 
@@ -217,6 +220,7 @@ pub(crate) fn interrupt(vector: u8) {
     depth.fetch_add(1, Ordering::Relaxed);
     match vector {
         apic::SPURIOUS_VECTOR => {}
+        XEN_UPCALL_VECTOR => evtchn::upcall(),
         // These only end a wait.
         apic::TIMER_VECTOR | apic::WAKE_VECTOR => apic::end_of_interrupt(),
         _ => {

@@ -19,6 +19,7 @@ pub mod host;
 pub mod kvm;
 pub mod lock;
 pub mod native;
+pub mod xen_clock;
 pub mod xen_pv;
 pub mod xen_pvh;
 

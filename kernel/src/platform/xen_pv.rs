@@ -1,32 +1,119 @@
 //! Xen PV: every privileged step is a hypercall or a word in memory shared with Xen.
+// UNSAFETY: maps the shared page, sets the GS base.
+#![expect(unsafe_code, reason = "mappings and CPU state by hypercall")]
 
+use core::sync::atomic::{Ordering, compiler_fence};
 use core::time::Duration;
 
-use super::native;
-use crate::power::ExitStatus;
+use janus_boot::start_info::StartInfo;
+use janus_proto::abi::xen::Errno;
+use janus_proto::abi::xen::sched::ShutdownReason;
+use janus_proto::addr::Mfn;
 
-pub(super) fn irqs_enabled() -> bool {
-    false
+use super::xen_clock;
+use crate::hypercall::{self, Method};
+use crate::irq::evtchn;
+use crate::mm::paging::{MapError, pv};
+use crate::power::ExitStatus;
+use crate::xen::shared_info::{self, SHARED_INFO};
+
+/// Makes hypercalls work and maps the shared page, over the page of the image kept for it: events can
+/// be masked and time read from here on. The first act under PV; needs no memory.
+///
+/// # Errors
+/// Xen refused the mapping.
+pub(crate) fn init(start: &StartInfo) -> Result<(), MapError> {
+    hypercall::init(Method::Syscall);
+    let va = core::ptr::from_ref(&SHARED_INFO).expose_provenance();
+    // SAFETY: the page is only seen as atomics, and is in the state the memory before it was in: masked.
+    unsafe { pv::map_machine_early(va, Mfn(start.shared_info >> 12)) }?;
+    disable_irqs();
+    evtchn::init();
+    xen_clock::init();
+    Ok(())
 }
 
-pub(super) fn disable_irqs() {}
+/// Makes `base` the GS base of this CPU.
+///
+/// # Errors
+/// Xen refused.
+///
+/// # Safety
+/// As [`hypercall::cpu::set_gs_base`].
+pub(crate) unsafe fn set_gs_base(base: u64) -> Result<(), Errno> {
+    // SAFETY: the caller's promise.
+    unsafe { hypercall::cpu::set_gs_base(base) }
+}
 
-pub(super) fn enable_irqs() {}
+/// Starts the timer; the heap and the traps are there.
+///
+/// # Errors
+/// Xen refused the event channel.
+pub(crate) fn init_timer() -> Result<(), evtchn::EventError> {
+    xen_clock::init_timer()
+}
 
-pub(super) fn idle_wait() {}
+#[inline]
+pub(super) fn irqs_enabled() -> bool {
+    shared_info::boot_vcpu().evtchn_upcall_mask.load(Ordering::Relaxed) == 0
+}
+
+#[inline]
+pub(super) fn disable_irqs() {
+    shared_info::boot_vcpu().evtchn_upcall_mask.store(1, Ordering::Relaxed);
+    // Xen looks at the mask on this CPU, so the compiler's order is all that matters.
+    compiler_fence(Ordering::SeqCst);
+}
+
+#[inline]
+pub(super) fn enable_irqs() {
+    let vcpu = shared_info::boot_vcpu();
+    compiler_fence(Ordering::SeqCst);
+    vcpu.evtchn_upcall_mask.store(0, Ordering::Relaxed);
+    compiler_fence(Ordering::SeqCst);
+    // What came while masked made no upcall; the way back from any hypercall does.
+    if vcpu.evtchn_upcall_pending.load(Ordering::Relaxed) != 0 {
+        let _ = hypercall::xen_version();
+    }
+}
+
+/// `SCHEDOP_block` unmasks and waits in one step; upcalls run before it returns.
+pub(super) fn idle_wait() {
+    compiler_fence(Ordering::SeqCst);
+    hypercall::block();
+    disable_irqs();
+}
 
 pub(super) fn now_ns() -> u64 {
-    super::clock::now_ns()
+    xen_clock::now_ns()
 }
 
 pub(super) fn wall_clock() -> Option<Duration> {
-    None
+    xen_clock::wall_clock()
 }
 
-pub(super) fn set_timer(_deadline_ns: Option<u64>) {}
+pub(super) fn set_timer(deadline_ns: Option<u64>) {
+    xen_clock::set_timer(deadline_ns);
+}
 
+/// Other CPUs are not started under Xen PV yet, so there is none to wake.
 pub(super) fn wake_cpu(_cpu: &crate::percpu::PerCpu) {}
 
-pub(super) fn end(_status: ExitStatus) -> ! {
-    native::halt_forever()
+pub(super) fn end(status: ExitStatus) -> ! {
+    end_domain(status)
+}
+
+/// Ends the domain for the reason that `status` is to Xen; also for PVH.
+pub(super) fn end_domain(status: ExitStatus) -> ! {
+    crate::xen::console::drain();
+    let reason = match status {
+        ExitStatus::PowerOff(_) => ShutdownReason::POWEROFF,
+        ExitStatus::Reboot => ShutdownReason::REBOOT,
+        ExitStatus::Crash => ShutdownReason::CRASH,
+    };
+    loop {
+        // A domain that cannot shut down has nothing else to do.
+        let _ = hypercall::shutdown(reason);
+        hypercall::yield_cpu();
+    }
 }

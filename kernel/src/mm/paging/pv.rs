@@ -18,8 +18,9 @@ use janus_proto::addr::{Gpa, Mfn, PAGE_SIZE, Pfn};
 use super::super::frames;
 use super::native::Section;
 use super::{Flags, MapError};
-use crate::hypercall::memory::{self, FLUSH_ADDRESS, MmuUpdate, MulticallEntry};
+use crate::hypercall::memory;
 use crate::platform::lock::IrqLock;
+use janus_proto::abi::xen::mmu::{MmuUpdate, UvmFlags};
 
 const ENTRIES: usize = 512;
 /// Address bits of an entry.
@@ -39,6 +40,8 @@ const MACHINE_TO_PHYSICAL: usize = 0xffff_8000_0000_0000;
 const INVALID: u64 = u64::MAX;
 /// Entries changed in one hypercall.
 const BATCH: usize = 64;
+/// Forget this address, on all CPUs.
+const FLUSH_ADDRESS: UvmFlags = UvmFlags::INVLPG.union(UvmFlags::ALL);
 
 /// The domain's own names of things, once [`init`] knows them.
 struct Tables {
@@ -203,10 +206,10 @@ impl Tables {
             // SAFETY: a frame of our own, mapped writable until the update below.
             unsafe { table.add(index).write(contents(index)) };
         }
-        let update = MmuUpdate { ptr: parent, val: (mfn.0 << 12) | TABLE };
+        let update = [MmuUpdate { ptr: parent, val: (mfn.0 << 12) | TABLE }];
         let mut calls = [
-            MulticallEntry::update_va_mapping(va, (mfn.0 << 12) | page_flags(Flags::empty())),
-            MulticallEntry::mmu_update(&update),
+            memory::update_va_mapping_entry(va, (mfn.0 << 12) | page_flags(Flags::empty())),
+            memory::mmu_update_entry(&update),
         ];
         // SAFETY: 1. the frame belongs to the tree from here on, so nobody needs to write it; 2. the entry was empty.
         unsafe { memory::multicall(&mut calls) }.map_err(|error| {
@@ -250,7 +253,12 @@ pub(crate) unsafe fn init(
         let va = page * PAGE_SIZE;
         let Some((entry, value)) = tables.entry(va) else { break };
         if value & PRESENT == 0 {
-            break;
+            if page as u64 >= first {
+                break;
+            }
+            // The boot stack's guard page.
+            page += 1;
+            continue;
         }
         let inside = sections.iter().any(|section| section.start <= va && va < section.end);
         if !inside {
@@ -262,6 +270,7 @@ pub(crate) unsafe fn init(
     // SAFETY: as above.
     unsafe { batch.flush() }?;
 
+    page = page.max(to_usize(first));
     while page < tables.pages {
         let va = page * PAGE_SIZE;
         match tables.missing(va) {

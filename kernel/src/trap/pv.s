@@ -1,0 +1,127 @@
+# The way in and out under Xen PV. See trap/pv.rs for the rules.
+
+# Vectors for which Xen pushes an error code: 8, 10-14, 17, 21, 29, 30.
+.set PV_HAS_ERROR_CODE, 0x60227d00
+.set PV_EVENT, 0x100
+# Beyond iretq's own flags: the selectors of ring 3, where a PV kernel runs; Xen's frames say ring 0.
+.set PV_RPL, 3
+.set PV_IF, 0x200
+.set HYPERVISOR_IRET, 23
+# struct vcpu_info of the boot CPU.
+.set UPCALL_PENDING, 0
+.set UPCALL_MASK, 1
+
+.section .text.pv_traps, "ax", @progbits
+.code64
+
+# One stub a vector, 16 bytes each.
+.balign 16
+.globl pv_trap_stubs
+pv_trap_stubs:
+    .set vector, 0
+    .rept 32
+    .balign 16
+    pop rcx                         # Xen pushes these two on top of the CPU's frame
+    pop r11
+    .if ((PV_HAS_ERROR_CODE >> vector) & 1) == 0
+    push 0
+    .endif
+    push vector
+    jmp pv_trap_common
+    .set vector, vector + 1
+    .endr
+
+# Events. Xen has masked them.
+.balign 16
+.globl pv_event_callback
+.type pv_event_callback, @function
+pv_event_callback:
+    pop rcx
+    pop r11
+pv_event_again:
+    push 0
+    push PV_EVENT
+
+pv_trap_common:
+    push rdi
+    push rsi
+    push rdx
+    push rcx
+    push rax
+    push r8
+    push r9
+    push r10
+    push r11
+    push rbx
+    push rbp
+    push r12
+    push r13
+    push r14
+    push r15
+    cld
+    mov rdi, rsp
+    mov rbx, rsp                    # callee-saved
+    and rsp, -16
+    call pv_trap_entry
+    mov rsp, rbx
+    # Interrupted between unmasking and iretq below? Then leave by Xen, which unmasks and returns in
+    # one step: however many events come, that code is never interrupted two deep.
+    mov rax, [rsp + 17 * 8]         # rip
+    sub rax, offset pv_exit_unmasked
+    cmp rax, offset pv_exit_end - pv_exit_unmasked
+    pop r15
+    pop r14
+    pop r13
+    pop r12
+    pop rbp
+    pop rbx
+    pop r11
+    pop r10
+    pop r9
+    pop r8
+    pop rax
+    pop rcx
+    pop rdx
+    pop rsi
+    pop rdi
+    lea rsp, [rsp + 16]             # vector, error code; flags stay
+    jb pv_exit_by_xen
+    or dword ptr [rsp + 8], PV_RPL
+    or dword ptr [rsp + 32], PV_RPL
+    test dword ptr [rsp + 16], PV_IF
+    jz 1f                           # events were masked, and stay so
+    mov byte ptr [SHARED_INFO + UPCALL_MASK], 0
+pv_exit_unmasked:
+    # An event that came while they were masked made no upcall: look. One that comes from here on
+    # interrupts this code.
+    test byte ptr [SHARED_INFO + UPCALL_PENDING], 0xff
+    jnz 2f
+1:  iretq
+2:  mov byte ptr [SHARED_INFO + UPCALL_MASK], 1
+pv_exit_end:
+    jmp pv_event_again
+
+# struct iret_context on the stack: rax, r11, rcx, flags, then the frame as Xen made it.
+pv_exit_by_xen:
+    push 0
+    push rcx
+    push r11
+    push rax
+    mov eax, HYPERVISOR_IRET
+    syscall
+    ud2
+.size pv_event_callback, . - pv_event_callback
+
+# Xen could not return to the kernel: a segment or address in the frame was bad. Frame: rcx, r11, ds,
+# es, fs, gs, then rip ...
+.balign 16
+.globl pv_failsafe_callback
+.type pv_failsafe_callback, @function
+pv_failsafe_callback:
+    pop rcx
+    pop r11
+    add rsp, 32
+    push 0
+    push 13                         # what the CPU would have raised
+    jmp pv_trap_common
+.size pv_failsafe_callback, . - pv_failsafe_callback

@@ -1,0 +1,192 @@
+//! The console ring that the toolstack gives every guest, and `console_io` of the first domain.
+//!
+//! `struct xencons_interface` (`xen/include/public/io/console.h`): two byte streams in one page. The
+//! early console of `janus_boot` writes to the same ring until [`init`]; both leave the indices right
+//! for the other, so the last words of a crash may take the early way again.
+// UNSAFETY: makes a reference to the page that Xen names as the ring.
+#![expect(unsafe_code, reason = "the ring page is found by address")]
+
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, Ordering};
+
+use janus_boot::start_info::StartInfo;
+use janus_front::class::ConsoleDevice;
+use janus_proto::abi::xen::Virq;
+use janus_proto::abi::xen::hvm::HvmParam;
+use janus_proto::addr::{Pfn, Port};
+
+use crate::hypercall;
+use crate::irq::Handler;
+use crate::irq::evtchn::{self, EventChannel, EventError};
+use crate::mm::paging::pv;
+use crate::platform;
+
+const IN_SIZE: usize = 1024;
+const OUT_SIZE: usize = 2048;
+/// How long the end of the domain waits for the console daemon to take what was written.
+const DRAIN_NS: u64 = 2_000_000_000;
+
+/// `struct xencons_interface`. The daemon writes `in_bytes`, `in_prod` and `out_cons`.
+#[repr(C)]
+struct Ring {
+    in_bytes: [AtomicU8; IN_SIZE],
+    out_bytes: [AtomicU8; OUT_SIZE],
+    in_cons: AtomicU32,
+    in_prod: AtomicU32,
+    out_cons: AtomicU32,
+    out_prod: AtomicU32,
+}
+janus_proto::assert_layout!(Ring, size = 3088, out_bytes = 1024, in_cons = 3072, out_cons = 3080);
+
+static RING: AtomicPtr<Ring> = AtomicPtr::new(core::ptr::null_mut());
+static PORT: AtomicU32 = AtomicU32::new(0);
+
+fn ring() -> Option<&'static Ring> {
+    // SAFETY: null, or the ring page, which `init` found mapped and nobody ever unmaps; all atomics.
+    unsafe { RING.load(Ordering::Acquire).as_ref() }
+}
+
+fn port() -> Port {
+    Port(PORT.load(Ordering::Relaxed))
+}
+
+fn publish(frame: Pfn, port: Port) {
+    PORT.store(port.0, Ordering::Relaxed);
+    let address = usize::try_from(frame.start().0).unwrap_or(0);
+    RING.store(core::ptr::with_exposed_provenance_mut(address), Ordering::Release);
+}
+
+/// Finds the ring of a PV guest; paging is set up. The first domain has none and uses `console_io`.
+pub(crate) fn init_pv(start: &StartInfo) {
+    if let Some(console) = start.console
+        && let Some(frame) = pv::pfn(console.mfn)
+    {
+        publish(frame, console.port);
+    }
+}
+
+/// Finds the ring of a PVH guest, whose page is mapped.
+pub(crate) fn init_pvh() {
+    let param = hypercall::hvm::param;
+    if let (Ok(frame), Ok(port)) = (param(HvmParam::CONSOLE_PFN), param(HvmParam::CONSOLE_EVTCHN))
+        && let Ok(port) = u32::try_from(port)
+        && frame != 0
+        && port != 0
+    {
+        publish(Pfn(frame), Port(port));
+    }
+}
+
+/// Passes what is typed on to the kernel's console, from now on.
+pub(crate) fn init_input() {
+    let arrived: Handler = alloc::boxed::Box::new(|| {
+        let mut bytes = [0; 64];
+        loop {
+            let count = read(&mut bytes);
+            let Some(typed @ [_, ..]) = bytes.get(..count) else { break };
+            crate::console::push_input(typed);
+        }
+    });
+    match XenConsole::new(arrived) {
+        Ok(console) => core::mem::forget(console),
+        Err(error) => log::warn!("no console input: {error}"),
+    }
+}
+
+fn read(buf: &mut [u8]) -> usize {
+    match ring() {
+        Some(ring) => read_ring(ring, buf),
+        None => hypercall::console_read(buf).unwrap_or(0),
+    }
+}
+
+/// Xen's console: the ring, or Xen's own for the first domain.
+#[derive(Debug)]
+pub struct XenConsole {
+    _input: EventChannel,
+}
+
+impl XenConsole {
+    /// Takes the console; `arrived` runs, with interrupts masked, when there may be input or room for output.
+    ///
+    /// # Errors
+    /// There is no event channel for it.
+    pub fn new(arrived: Handler) -> Result<Self, EventError> {
+        let input = if ring().is_some() {
+            evtchn::attach(port(), "console", arrived)?
+        } else {
+            evtchn::bind_virq(Virq::CONSOLE, 0, "console", arrived)?
+        };
+        Ok(Self { _input: input })
+    }
+}
+
+impl ConsoleDevice for XenConsole {
+    fn write(&mut self, bytes: &[u8]) -> usize {
+        match ring() {
+            Some(ring) => write_ring(ring, bytes),
+            // Refused only to domains that have a ring.
+            None => hypercall::console_write(bytes).map_or(bytes.len(), |()| bytes.len()),
+        }
+    }
+    fn read(&mut self, buf: &mut [u8]) -> usize {
+        read(buf)
+    }
+}
+
+fn write_ring(ring: &Ring, bytes: &[u8]) -> usize {
+    let prod = ring.out_prod.load(Ordering::Relaxed);
+    let cons = ring.out_cons.load(Ordering::Acquire);
+    let used = usize::try_from(prod.wrapping_sub(cons)).unwrap_or(usize::MAX);
+    // A daemon whose index lies gets no more bytes than the ring holds, and none while it lies.
+    let room = OUT_SIZE.checked_sub(used).unwrap_or(0).min(bytes.len());
+    let mut at = prod;
+    for &byte in bytes.iter().take(room) {
+        if let Some(slot) = ring.out_bytes.get(at as usize % OUT_SIZE) {
+            slot.store(byte, Ordering::Relaxed);
+        }
+        at = at.wrapping_add(1);
+    }
+    if room != 0 {
+        // The bytes before the index that shows them.
+        ring.out_prod.store(at, Ordering::Release);
+        evtchn::notify(port());
+    }
+    room
+}
+
+fn read_ring(ring: &Ring, buf: &mut [u8]) -> usize {
+    let cons = ring.in_cons.load(Ordering::Relaxed);
+    let prod = ring.in_prod.load(Ordering::Acquire);
+    let waiting = usize::try_from(prod.wrapping_sub(cons)).unwrap_or(usize::MAX);
+    if waiting > IN_SIZE {
+        // A lying index: forget what it claims.
+        ring.in_cons.store(prod, Ordering::Release);
+        return 0;
+    }
+    let count = waiting.min(buf.len());
+    let mut at = cons;
+    for byte in buf.iter_mut().take(count) {
+        if let Some(slot) = ring.in_bytes.get(at as usize % IN_SIZE) {
+            *byte = slot.load(Ordering::Relaxed);
+        }
+        at = at.wrapping_add(1);
+    }
+    if count != 0 {
+        // The bytes are read before the daemon may overwrite them.
+        ring.in_cons.store(at, Ordering::Release);
+        evtchn::notify(port());
+    }
+    count
+}
+
+/// Waits, a little while, until the console daemon has taken everything: the domain is about to end.
+pub(crate) fn drain() {
+    let Some(ring) = ring() else { return };
+    evtchn::notify(port());
+    let deadline = platform::now_ns().saturating_add(DRAIN_NS);
+    while ring.out_cons.load(Ordering::Relaxed) != ring.out_prod.load(Ordering::Relaxed)
+        && platform::now_ns() < deadline
+    {
+        hypercall::yield_cpu();
+    }
+}

@@ -1,0 +1,9 @@
+//! Xen's services to a guest: the shared page, the console, grants, and what the toolstack asks for.
+//!
+//! Event channels are in [`crate::irq::evtchn`], hypercalls in [`crate::hypercall`], paging by
+//! hypercall in [`crate::mm::paging::pv`].
+
+pub mod console;
+pub mod shared_info;
+#[cfg(target_os = "none")]
+pub(crate) mod start;
