@@ -11,6 +11,25 @@
 .set UPCALL_PENDING, 0
 .set UPCALL_MASK, 1
 
+.macro PV_POP_REGISTERS
+    pop r15
+    pop r14
+    pop r13
+    pop r12
+    pop rbp
+    pop rbx
+    pop r11
+    pop r10
+    pop r9
+    pop r8
+    pop rax
+    pop rcx
+    pop rdx
+    pop rsi
+    pop rdi
+    add rsp, 16                     # vector, error code
+.endm
+
 .section .text.pv_traps, "ax", @progbits
 .code64
 
@@ -67,25 +86,11 @@ pv_trap_common:
     # Interrupted between unmasking and iretq below? Then leave by Xen, which unmasks and returns in
     # one step: however many events come, that code is never interrupted two deep.
     mov rax, [rsp + 17 * 8]         # rip
-    sub rax, offset pv_exit_unmasked
-    cmp rax, offset pv_exit_end - pv_exit_unmasked
-    pop r15
-    pop r14
-    pop r13
-    pop r12
-    pop rbp
-    pop rbx
-    pop r11
-    pop r10
-    pop r9
-    pop r8
-    pop rax
-    pop rcx
-    pop rdx
-    pop rsi
-    pop rdi
-    lea rsp, [rsp + 16]             # vector, error code; flags stay
+    cmp rax, offset pv_exit_unmasked
+    jb 1f
+    cmp rax, offset pv_exit_end
     jb pv_exit_by_xen
+1:  PV_POP_REGISTERS
     or dword ptr [rsp + 8], PV_RPL
     or dword ptr [rsp + 32], PV_RPL
     test dword ptr [rsp + 16], PV_IF
@@ -103,6 +108,7 @@ pv_exit_end:
 
 # struct iret_context on the stack: rax, r11, rcx, flags, then the frame as Xen made it.
 pv_exit_by_xen:
+    PV_POP_REGISTERS
     push 0
     push rcx
     push r11

@@ -5,6 +5,8 @@
 //! guest maps the machine frame there, a PVH guest has Xen put the frame under that address
 //! ([`crate::platform::xen_pv`], [`crate::platform::xen_pvh`]). Until then it is ordinary memory in
 //! which events are masked.
+// UNSAFETY: gives the page an unmangled name, for the assembly of the way out of traps.
+#![cfg_attr(target_os = "none", expect(unsafe_code, reason = "an unmangled symbol"))]
 
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
