@@ -1,6 +1,7 @@
 //! Xen's clock and timer, the same under PV and PVH: `vcpu_time_info` in the shared page, a one-shot
 //! timer by hypercall, the wall clock of the host.
 
+use alloc::boxed::Box;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 use core::time::Duration;
 
@@ -26,7 +27,7 @@ pub(super) fn init_timer() -> Result<(), evtchn::EventError> {
     // PV CPUs start with one at 100 Hz; elsewhere there is none to stop.
     let _ = hypercall::stop_periodic_timer(0);
     // The interrupt only has to end a wait.
-    let handler = alloc::boxed::Box::new(|| {});
+    let handler = Box::new(|| {});
     let _port = evtchn::bind_virq(Virq::TIMER, 0, "timer", handler)?.keep();
     Ok(())
 }

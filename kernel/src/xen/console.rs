@@ -6,6 +6,7 @@
 // UNSAFETY: makes a reference to the page that Xen names as the ring.
 #![expect(unsafe_code, reason = "the ring page is found by address")]
 
+use alloc::boxed::Box;
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, Ordering};
 
 use janus_boot::start_info::StartInfo;
@@ -14,11 +15,9 @@ use janus_proto::abi::xen::Virq;
 use janus_proto::abi::xen::hvm::HvmParam;
 use janus_proto::addr::{Pfn, Port};
 
-use crate::hypercall;
-use crate::irq::Handler;
-use crate::irq::evtchn::{self, EventChannel, EventError};
+use crate::irq::{Handler, evtchn};
 use crate::mm::paging::pv;
-use crate::platform;
+use crate::{console, hypercall, platform};
 
 const IN_SIZE: usize = 1024;
 const OUT_SIZE: usize = 2048;
@@ -76,49 +75,26 @@ pub(crate) fn init_pvh() {
     }
 }
 
-/// Passes what is typed on to the kernel's console, from now on.
-pub(crate) fn init_input() {
-    let arrived: Handler = alloc::boxed::Box::new(|| {
-        let mut bytes = [0; 64];
-        loop {
-            let count = read(&mut bytes);
-            let Some(typed @ [_, ..]) = bytes.get(..count) else { break };
-            crate::console::push_input(typed);
+/// Puts Xen's console behind the kernel's: the heap is there.
+pub(crate) fn start() {
+    let id = console::attach(Box::new(XenConsole));
+    let handler: Handler = Box::new(move || console::service(id));
+    let channel = if ring().is_some() {
+        evtchn::attach(port(), "console", handler)
+    } else {
+        evtchn::bind_virq(Virq::CONSOLE, 0, "console", handler)
+    };
+    match channel {
+        Ok(channel) => {
+            let _ = channel.keep();
         }
-    });
-    match XenConsole::new(arrived) {
-        Ok(console) => core::mem::forget(console),
         Err(error) => log::warn!("no console input: {error}"),
-    }
-}
-
-fn read(buf: &mut [u8]) -> usize {
-    match ring() {
-        Some(ring) => read_ring(ring, buf),
-        None => hypercall::console_read(buf).unwrap_or(0),
     }
 }
 
 /// Xen's console: the ring, or Xen's own for the first domain.
 #[derive(Debug)]
-pub struct XenConsole {
-    _input: EventChannel,
-}
-
-impl XenConsole {
-    /// Takes the console; `arrived` runs, with interrupts masked, when there may be input or room for output.
-    ///
-    /// # Errors
-    /// There is no event channel for it.
-    pub fn new(arrived: Handler) -> Result<Self, EventError> {
-        let input = if ring().is_some() {
-            evtchn::attach(port(), "console", arrived)?
-        } else {
-            evtchn::bind_virq(Virq::CONSOLE, 0, "console", arrived)?
-        };
-        Ok(Self { _input: input })
-    }
-}
+struct XenConsole;
 
 impl ConsoleDevice for XenConsole {
     fn write(&mut self, bytes: &[u8]) -> usize {
@@ -129,7 +105,10 @@ impl ConsoleDevice for XenConsole {
         }
     }
     fn read(&mut self, buf: &mut [u8]) -> usize {
-        read(buf)
+        match ring() {
+            Some(ring) => read_ring(ring, buf),
+            None => hypercall::console_read(buf).unwrap_or(0),
+        }
     }
 }
 
@@ -182,11 +161,14 @@ fn read_ring(ring: &Ring, buf: &mut [u8]) -> usize {
 /// Waits, a little while, until the console daemon has taken everything: the domain is about to end.
 pub(crate) fn drain() {
     let Some(ring) = ring() else { return };
-    evtchn::notify(port());
     let deadline = platform::now_ns().saturating_add(DRAIN_NS);
-    while ring.out_cons.load(Ordering::Relaxed) != ring.out_prod.load(Ordering::Relaxed)
-        && platform::now_ns() < deadline
-    {
+    loop {
+        console::flush();
+        let empty = ring.out_cons.load(Ordering::Relaxed) == ring.out_prod.load(Ordering::Relaxed);
+        if empty || platform::now_ns() >= deadline {
+            return;
+        }
+        evtchn::notify(port());
         hypercall::yield_cpu();
     }
 }

@@ -10,7 +10,7 @@ use crate::mm::{frames, paging};
 use crate::percpu::{self, CpuId};
 use crate::platform::{xen_pv, xen_pvh};
 use crate::start::{fail, sections, taken};
-use crate::trap;
+use crate::{logger, trap};
 
 /// The boot CPU and memory of a PV guest.
 pub(crate) fn start_pv(info: &BootInfo) {
@@ -33,8 +33,9 @@ pub(crate) fn start_pv(info: &BootInfo) {
     unsafe { frames::init(info.memory.ranges(), &taken, Gpa(u64::MAX)) }
         .unwrap_or_else(|error| fail("memory", error));
     console::init_pv(start);
+    logger::init(crate::command_line());
     xen_pv::init_timer().unwrap_or_else(|error| fail("timer", error));
-    console::init_input();
+    console::start();
 }
 
 /// What Xen adds to a natively started PVH guest.
@@ -43,5 +44,5 @@ pub(crate) fn start_pvh() {
     xen_pvh::init().unwrap_or_else(|error| fail("shared info page", error));
     console::init_pvh();
     xen_pvh::init_events().unwrap_or_else(|error| fail("events", error));
-    console::init_input();
+    console::start();
 }
