@@ -44,7 +44,11 @@ enum Task {
     /// Runs all tests with every row required, and checks the source's rules: what CI does.
     Ci,
     /// Checks the source's own rules.
-    Tidy,
+    Tidy {
+        /// First writes the unsafe ledger of ARCHITECTURE.md from the tree.
+        #[arg(long)]
+        fix: bool,
+    },
     /// Runs a guest in a lab.
     #[command(subcommand)]
     Lab(LabTask),
@@ -56,19 +60,25 @@ enum LabTask {
     Xen(lab::command::XenArguments),
 }
 
+fn tidy(fix: bool) -> anyhow::Result<ExitCode> {
+    if fix {
+        tidy::fix()?;
+    }
+    let found = tidy::check()?;
+    for line in &found {
+        println!("{line}");
+    }
+    println!("{} findings", found.len());
+    Ok(if found.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Task::Build { package } => guest::build(&package).map(|elf| println!("{}", elf.display())).map(|()| ExitCode::SUCCESS),
         Task::Run(arguments) => run::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
         Task::Ci => test::ci(),
-        Task::Tidy => tidy::check().map(|found| {
-            for line in &found {
-                println!("{line}");
-            }
-            println!("{} findings", found.len());
-            if found.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-        }),
+        Task::Tidy { fix } => tidy(fix),
         Task::Lab(LabTask::Xen(arguments)) => lab::command::xen(&arguments).map(|()| ExitCode::SUCCESS),
     };
     match outcome {

@@ -31,11 +31,7 @@ struct Source {
 /// A file cannot be read.
 pub(crate) fn check() -> Result<Vec<String>> {
     let root = paths::root();
-    let mut sources = Vec::new();
-    for top in ["boot", "drivers", "kernel", "hypervisor-host", "tests", "xtask"] {
-        collect(&root, &root.join(top), &mut sources)?;
-    }
-    sources.sort_by(|a, b| a.name.cmp(&b.name));
+    let sources = sources(&root)?;
     let mut found = Vec::new();
     for source in sources.iter().filter(|source| source.name.ends_with(".rs")) {
         rust_file(source, &mut found);
@@ -55,6 +51,16 @@ pub(crate) fn check() -> Result<Vec<String>> {
         paths_exist(&root, &document, &mut found)?;
     }
     Ok(found)
+}
+
+/// All Rust and assembly files, sorted by name.
+fn sources(root: &Path) -> Result<Vec<Source>> {
+    let mut sources = Vec::new();
+    for top in ["boot", "drivers", "kernel", "hypervisor-host", "tests", "xtask"] {
+        collect(root, &root.join(top), &mut sources)?;
+    }
+    sources.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(sources)
 }
 
 fn read(root: &Path, name: &str) -> Result<String> {
@@ -106,26 +112,92 @@ fn opts_in(text: &str) -> bool {
     text.lines().any(|line| line.trim_start().starts_with("#![expect(unsafe_code"))
 }
 
+/// Whether a line opens the section of ARCHITECTURE.md that lists the modules with unsafe code.
+fn opens_ledger(line: &str) -> bool {
+    line.starts_with('#') && line.to_lowercase().contains("unsafe ledger")
+}
+
+/// What a module's `// UNSAFETY:` comment says, in one line.
+fn reason(text: &str) -> String {
+    let mut lines = text.lines().skip_while(|line| !line.starts_with("// UNSAFETY:"));
+    let first = lines.next().unwrap_or_default().trim_start_matches("// UNSAFETY:").trim();
+    let more = lines.map_while(|line| line.strip_prefix("// ")).map(str::trim);
+    let all: Vec<&str> = std::iter::once(first).chain(more).collect();
+    all.join(" ").trim_end_matches('.').to_owned()
+}
+
+/// The ledger as the tree has it: path and reason.
+fn actual_ledger(sources: &[Source]) -> BTreeMap<&str, String> {
+    sources
+        .iter()
+        .filter(|source| source.name.ends_with(".rs") && opts_in(&source.text))
+        .map(|source| (source.name.as_str(), reason(&source.text)))
+        .collect()
+}
+
 /// The list of unsafe modules in ARCHITECTURE.md is the tree's: one `- `path`: why` each, under "Unsafe ledger".
 fn ledger(sources: &[Source], architecture: &str, found: &mut Vec<String>) {
     let listed: BTreeSet<&str> = architecture
         .lines()
-        .skip_while(|line| !(line.starts_with('#') && line.to_lowercase().contains("unsafe ledger")))
+        .skip_while(|line| !opens_ledger(line))
         .skip(1)
         .take_while(|line| !line.starts_with('#'))
         .filter_map(|line| line.trim().strip_prefix("- `")?.split('`').next())
         .collect();
-    let actual: BTreeSet<&str> = sources
-        .iter()
-        .filter(|source| source.name.ends_with(".rs") && opts_in(&source.text))
-        .map(|source| source.name.as_str())
-        .collect();
-    for name in actual.difference(&listed) {
-        found.push(format!("ARCHITECTURE.md: the unsafe ledger lacks `{name}`"));
+    let actual = actual_ledger(sources);
+    for name in actual.keys().filter(|name| !listed.contains(*name)) {
+        found.push(format!("ARCHITECTURE.md: the unsafe ledger lacks `{name}` (cargo xtask tidy --fix)"));
     }
-    for name in listed.difference(&actual) {
-        found.push(format!("ARCHITECTURE.md: the unsafe ledger lists `{name}`, which has no unsafe code"));
+    for name in listed.iter().filter(|name| !actual.contains_key(*name)) {
+        found.push(format!(
+            "ARCHITECTURE.md: the unsafe ledger lists `{name}`, which has no unsafe code (cargo xtask tidy --fix)"
+        ));
     }
+}
+
+/// ARCHITECTURE.md with the list in its section "Unsafe ledger" (made at the end if there is none) as the tree has it.
+fn with_ledger(architecture: &str, ledger: &BTreeMap<&str, String>) -> String {
+    let mut text = String::new();
+    let mut lines = architecture.lines().peekable();
+    for line in lines.by_ref() {
+        text.push_str(line);
+        text.push('\n');
+        if opens_ledger(line) {
+            break;
+        }
+    }
+    if !text.lines().last().is_some_and(opens_ledger) {
+        text.push_str("\n## Unsafe ledger\n");
+    }
+    // What is said before the list stays.
+    while let Some(line) = lines.next_if(|line| !line.starts_with("- ") && !line.starts_with('#')) {
+        text.push_str(line);
+        text.push('\n');
+    }
+    while lines.next_if(|line| line.starts_with("- ")).is_some() {}
+    if !text.ends_with("\n\n") {
+        text.push('\n');
+    }
+    for (name, reason) in ledger {
+        text.push_str(&format!("- `{name}`: {reason}\n"));
+    }
+    for line in lines {
+        text.push_str(line);
+        text.push('\n');
+    }
+    text
+}
+
+/// Writes the unsafe ledger of ARCHITECTURE.md from the tree.
+///
+/// # Errors
+/// A file cannot be read or written.
+pub(crate) fn fix() -> Result<()> {
+    let root = paths::root();
+    let sources = sources(&root)?;
+    let fixed = with_ledger(&read(&root, "ARCHITECTURE.md")?, &actual_ledger(&sources));
+    std::fs::write(root.join("ARCHITECTURE.md"), fixed)?;
+    Ok(())
 }
 
 /// Structures of the ABI are `repr(C)` (or transparent), and never use types whose size the machine chooses.
@@ -136,10 +208,12 @@ fn abi(sources: &[Source], found: &mut Vec<String>) {
         let mut in_struct = false;
         for (number, line) in code.lines().enumerate() {
             let place = format!("{}:{}", source.name, number + 1);
+            // What is indented stands in a macro (`bitflags!`, `open_enum!`), which sees to its repr itself.
+            let is_item = !line.starts_with(' ');
             let line = line.trim();
             if line.starts_with("#[") {
                 attributes.push_str(line);
-            } else if line.starts_with("pub struct ") {
+            } else if is_item && line.starts_with("pub struct ") {
                 if !attributes.contains("repr(") {
                     found.push(format!("{place}: a structure of the ABI without repr"));
                 }
@@ -227,6 +301,17 @@ mod tests {
         let mut found = Vec::new();
         ledger(&[unsafe_file], "## Unsafe ledger\n- `k/b.rs`: gone\n## Next\n- `k/a.rs`\n", &mut found);
         assert_eq!(found.len(), 2, "{found:?}");
+    }
+
+    #[test]
+    fn the_ledger_is_written_from_the_tree_and_nothing_else_changes() {
+        let files = [source("k/a.rs", "//! A.\n// UNSAFETY: pokes\n// ports.\n#![expect(unsafe_code)]\n")];
+        let before = "# A\ntext\n## Unsafe ledger\n\nWords.\n\n- `k/b.rs`: gone\n\n## Next\n- more\n";
+        let after = with_ledger(before, &actual_ledger(&files));
+        assert_eq!(after, "# A\ntext\n## Unsafe ledger\n\nWords.\n\n- `k/a.rs`: pokes ports\n\n## Next\n- more\n");
+        assert_eq!(with_ledger(&after, &actual_ledger(&files)), after);
+        let made = with_ledger("# A\n", &actual_ledger(&files));
+        assert_eq!(made, "# A\n\n## Unsafe ledger\n\n- `k/a.rs`: pokes ports\n");
     }
 
     #[test]
