@@ -5,13 +5,33 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use smoltcp::wire::{Ipv4Address, Ipv4Cidr};
+
 /// What the command line asks of the default image.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// `--exec 'cmd; cmd'`: lines to run before the machine is switched off with their status.
     pub exec: Vec<String>,
     /// `--exec` without anything to run: said so rather than ignored.
     pub exec_without_commands: bool,
+    /// `ip=ADDRESS/BITS`, with `gw=ADDRESS`: a fixed address instead of DHCP.
+    pub address: Option<(Ipv4Cidr, Option<Ipv4Address>)>,
+    /// Words whose values make no sense, for a message.
+    pub unusable: Vec<String>,
+    /// `http=PORT`: where the web server listens, 80 unless told; `http=0` for none.
+    pub http_port: u16,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            exec: Vec::new(),
+            exec_without_commands: false,
+            address: None,
+            unusable: Vec::new(),
+            http_port: 80,
+        }
+    }
 }
 
 /// Splits a command line at spaces, except within quotes, which are taken off; a backslash keeps the next character.
@@ -51,6 +71,22 @@ impl Options {
     #[must_use]
     pub fn parse(line: &str) -> Self {
         let mut options = Self::default();
+        let mut gateway = None;
+        for word in words(line) {
+            let Some((name, value)) = word.split_once('=') else { continue };
+            let usable = match name {
+                "ip" => value.parse().map(|address| options.address = Some((address, None))).is_ok(),
+                "gw" => value.parse().map(|address| gateway = Some(address)).is_ok(),
+                "http" => value.parse().map(|port| options.http_port = port).is_ok(),
+                _ => true,
+            };
+            if !usable {
+                options.unusable.push(word);
+            }
+        }
+        if let Some((_, of_address)) = &mut options.address {
+            *of_address = gateway;
+        }
         let mut words = words(line).into_iter();
         while let Some(word) = words.next() {
             let commands = match word.strip_prefix("--exec") {
@@ -82,6 +118,15 @@ mod tests {
         assert_eq!(Options::parse("--exec a --exec b").exec, ["a", "b"]);
         assert!(Options::parse("quiet --exec").exec_without_commands);
         assert_eq!(Options::parse("--executive x"), Options::default());
+    }
+
+    #[test]
+    fn an_address_is_read_or_named_as_unusable() {
+        let options = Options::parse("ip=10.0.0.2/24 gw=10.0.0.1 http=8080");
+        let (address, gateway) = options.address.unwrap();
+        assert_eq!((format!("{address}"), gateway.map(|g| format!("{g}"))), ("10.0.0.2/24".into(), Some("10.0.0.1".into())));
+        assert_eq!(options.http_port, 8080);
+        assert_eq!(Options::parse("ip=10.0.0.2 http=x").unusable, ["ip=10.0.0.2", "http=x"]);
     }
 
     #[test]

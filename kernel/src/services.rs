@@ -9,9 +9,10 @@ use crate::block::Block;
 use crate::command_line::Options;
 use crate::fs::mounts;
 use crate::fs::volume::Volume;
+use crate::net::Net;
 use crate::power::ExitStatus;
 use crate::shell::{self, ConsoleOutput, Session, Status};
-use crate::{devices, println, sync, task, time};
+use crate::{devices, http, println, sync, task, time};
 
 /// How long `--exec` waits for the first disk to be mounted, when there is one.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -19,8 +20,12 @@ const SETTLE: Duration = Duration::from_secs(10);
 /// The main function of the default image.
 pub async fn run() -> ExitStatus {
     let options = Options::parse(crate::command_line());
+    for word in &options.unusable {
+        println!("janus: {word} on the command line makes no sense; going on without it");
+    }
     mount_modules().await;
     drop(task::spawn("mounter", mount_disks()));
+    drop(task::spawn("network", serve_networks(options.clone())));
     settle().await;
     let uptime = Duration::from_nanos(time::now().as_nanos());
     println!("janus: ready after {}.{:03} ms", uptime.as_millis(), uptime.subsec_micros() % 1000);
@@ -85,6 +90,46 @@ async fn mount_disk(disk: &Arc<Block>) {
             println!("janus: mounted {} ({kind}) on {place}", disk.name());
         }
         Err(error) => println!("janus: {}: not mounted: {error}", disk.name()),
+    }
+}
+
+/// Gives each network interface an address when it appears, and serves the volumes on it.
+async fn serve_networks(options: Options) {
+    let mut seen = BTreeSet::new();
+    loop {
+        let generation = devices::generation();
+        for net in devices::nets() {
+            if seen.insert(String::from(net.name())) {
+                serve_network(&net, &options);
+            }
+        }
+        devices::changed_since(generation).await;
+    }
+}
+
+fn serve_network(net: &Arc<Net>, options: &Options) {
+    match options.address {
+        Some((address, gateway)) => {
+            if let Err(error) = net.set_static(address, gateway) {
+                println!("janus: {}: {address}: {error}", net.name());
+            }
+        }
+        None => net.use_dhcp(),
+    }
+    let (waiting, port) = (Arc::clone(net), options.http_port);
+    drop(task::spawn("address", async move {
+        if let Ok(address) = waiting.configured().await {
+            println!("janus: {} has the address {address}", waiting.name());
+        }
+    }));
+    if port != 0 {
+        let net = Arc::clone(net);
+        drop(task::spawn("http-server", async move {
+            let name = String::from(net.name());
+            if let Err(error) = http::server::run(net, port).await {
+                println!("janus: no longer serving port {port} of {name}: {error}");
+            }
+        }));
     }
 }
 

@@ -2,12 +2,14 @@
 //!
 //! - `request.rs`: what a client may ask, parsed by `httparse` and checked;
 //! - `reply.rs`: heads, media types, error and directory pages;
+//! - `server.rs`: the port on the network;
 //! - here: the life of a connection, over any byte stream.
 //!
 //! Ref: RFC 9110 (semantics), RFC 9112 (messages).
 
 pub mod reply;
 pub mod request;
+pub mod server;
 
 use alloc::string::{String, ToString};
 use alloc::vec;

@@ -6,6 +6,7 @@
 mod block;
 mod files;
 mod general;
+mod network;
 mod system;
 
 use alloc::boxed::Box;
@@ -32,7 +33,7 @@ pub struct Command {
 }
 
 /// Every command, by subject.
-pub static TABLE: &[&[Command]] = &[general::COMMANDS, files::COMMANDS, block::COMMANDS, system::COMMANDS];
+pub static TABLE: &[&[Command]] = &[general::COMMANDS, files::COMMANDS, block::COMMANDS, network::COMMANDS, system::COMMANDS];
 
 /// Bytes for people: exact below 10 KiB, then with a unit.
 pub(super) struct Size(pub(super) u64);

@@ -5,7 +5,7 @@ use core::fmt::Write;
 
 use super::{Command, Size};
 use crate::shell::{Session, Status};
-use crate::{devices, irq, mm, platform, task};
+use crate::{devices, irq, logger, mm, platform, task};
 
 pub(super) const COMMANDS: &[Command] = &[
     Command {
@@ -18,6 +18,20 @@ pub(super) const COMMANDS: &[Command] = &[
                 for disk in devices::blocks() {
                     let _ = writeln!(session, "disk      {} ({})", disk.name(), Size(disk.capacity()));
                 }
+                for net in devices::nets() {
+                    let _ = writeln!(session, "network   {}", net.name());
+                }
+                Status::SUCCESS
+            })
+        },
+    },
+    Command {
+        name: "log",
+        arguments: "",
+        help: "prints the kernel's log, oldest first",
+        run: |session, _| {
+            Box::pin(async move {
+                session.write_bytes(logger::recent().as_bytes());
                 Status::SUCCESS
             })
         },
