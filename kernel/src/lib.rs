@@ -14,6 +14,7 @@ pub mod http;
 pub mod firmware;
 pub mod hypercall;
 pub mod irq;
+pub mod mem_ops;
 pub mod logger;
 pub mod mm;
 pub mod net;
