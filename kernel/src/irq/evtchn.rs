@@ -1,9 +1,7 @@
 //! Event channels in their 2-level form: Xen's interrupts.
 //!
-//! A pending bit for each port, a summary word for each CPU, a mask bit for each port
-//! ([`crate::xen::shared_info`]). The upcall takes the summary, clears each pending bit before its
-//! handler runs (an event that comes during the handler is then seen again) and looks again until
-//! nothing is left. Handlers are those of [`super::register`] for [`Source::Event`].
+//! The bits and the rules for them are [`janus_proto::evtchn`]'s, over the page of
+//! [`crate::xen::shared_info`]; ports come by [`crate::hypercall::event`]. Handlers are those of [`super::register`] for [`Source::Event`].
 
 use core::sync::atomic::{Ordering, compiler_fence};
 
@@ -46,67 +44,30 @@ impl From<IrqError> for EventError {
 
 /// Masks every port: what nobody handles must not interrupt. Called once, before events are let in.
 pub(crate) fn init() {
-    for word in &SHARED_INFO.evtchn_mask {
-        word.store(u64::MAX, Ordering::Relaxed);
-    }
+    SHARED_INFO.ports().mask_all();
 }
 
 /// Handles everything that is pending; called by the entry code with events masked.
 pub fn upcall() {
     let vcpu = boot_vcpu();
     loop {
-        vcpu.evtchn_upcall_pending.store(0, Ordering::Relaxed);
-        // A full barrier on x86: the flag is clear before the summary is taken, so an event after that
-        // sets it again.
-        let mut summary = vcpu.evtchn_pending_sel.swap(0, Ordering::SeqCst);
-        if summary == 0 {
+        SHARED_INFO.ports().drain(vcpu.bits(), |port| super::dispatch(Source::Event(port)));
+        if vcpu.evtchn_upcall_pending.load(Ordering::Relaxed) == 0 {
             break;
         }
-        while summary != 0 {
-            let word = summary.trailing_zeros();
-            summary &= summary - 1;
-            scan(word);
-        }
     }
-}
-
-/// Handles the ports of one word of the bitmap.
-fn scan(word: u32) {
-    let index = word as usize;
-    let (Some(pending), Some(mask)) =
-        (SHARED_INFO.evtchn_pending.get(index), SHARED_INFO.evtchn_mask.get(index))
-    else {
-        return;
-    };
-    loop {
-        let ready = pending.load(Ordering::Acquire) & !mask.load(Ordering::Relaxed);
-        if ready == 0 {
-            return;
-        }
-        let bit = ready.trailing_zeros();
-        pending.fetch_and(!(1 << bit), Ordering::SeqCst);
-        super::dispatch(Source::Event(Port(word * u64::BITS + bit)));
-    }
-}
-
-fn word_of(port: Port) -> Option<(usize, u64)> {
-    let index = usize::try_from(port.0 / u64::BITS).ok()?;
-    (index < SHARED_INFO.evtchn_mask.len()).then_some((index, 1 << (port.0 % u64::BITS)))
 }
 
 /// Keeps a port from interrupting; what comes meanwhile stays pending.
 pub fn mask(port: Port) {
-    if let Some((index, bit)) = word_of(port)
-        && let Some(word) = SHARED_INFO.evtchn_mask.get(index)
-    {
-        word.fetch_or(bit, Ordering::SeqCst);
-    }
+    SHARED_INFO.ports().mask(port);
 }
 
 /// Lets a port interrupt, also for what came while it was masked.
 pub fn unmask(port: Port) {
-    // By hypercall: Xen clears the mask bit and raises what is pending in one step.
-    if let Err(error) = event::unmask(port) {
+    if SHARED_INFO.ports().unmask(port)
+        && let Err(error) = event::unmask(port)
+    {
         log::warn!("event channel {port} cannot be unmasked: {error}");
     }
 }

@@ -2,15 +2,18 @@
 //! timer by hypercall, the wall clock of the host.
 
 use alloc::boxed::Box;
-use core::sync::atomic::{AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
 use janus_proto::abi::xen::Virq;
+use janus_proto::pvclock;
 
 use crate::hypercall;
 use crate::irq::evtchn;
 use crate::xen::shared_info::{SHARED_INFO, boot_vcpu};
 
+/// How often to look at the wall clock while it is being set.
+const WALL_CLOCK_TRIES: u32 = 1000;
 /// Xen's system time when this kernel started, so that its own time starts at 0.
 static START_NS: AtomicU64 = AtomicU64::new(0);
 
@@ -34,29 +37,8 @@ pub(super) fn init_timer() -> Result<(), evtchn::EventError> {
 
 /// Nanoseconds of Xen's system time, which runs since the host started.
 fn system_time_ns() -> u64 {
-    let time = &boot_vcpu().time;
-    loop {
-        let version = time.version.load(Ordering::Acquire);
-        let tsc = crate::cpu::rdtsc();
-        let start = time.tsc_timestamp.load(Ordering::Relaxed);
-        let system_time = time.system_time.load(Ordering::Relaxed);
-        let mul = time.tsc_to_system_mul.load(Ordering::Relaxed);
-        let [shift, ..] = time.shift_and_flags.load(Ordering::Relaxed).to_le_bytes();
-        // Orders the reads above before the second look at the version.
-        fence(Ordering::Acquire);
-        if version.is_multiple_of(2) && time.version.load(Ordering::Relaxed) == version {
-            let ticks = tsc.saturating_sub(start);
-            let shift = i32::from(shift.cast_signed());
-            let ticks = if shift < 0 { ticks >> shift.unsigned_abs().min(63) } else { ticks << shift.min(63) };
-            return system_time + scale(ticks, mul);
-        }
-        core::hint::spin_loop();
-    }
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "64 + 32 bits shifted right by 32 are the 64 asked for")]
-fn scale(ticks: u64, mul: u32) -> u64 {
-    ((u128::from(ticks) * u128::from(mul)) >> 32) as u64
+    // A clock that never comes to rest is a broken host; time then stands still rather than jumps.
+    pvclock::now(&boot_vcpu().time, crate::cpu::rdtsc).unwrap_or(0)
 }
 
 pub(super) fn now_ns() -> u64 {
@@ -64,23 +46,10 @@ pub(super) fn now_ns() -> u64 {
 }
 
 pub(super) fn wall_clock() -> Option<Duration> {
-    loop {
-        let version = SHARED_INFO.wc_version.load(Ordering::Acquire);
-        let low = SHARED_INFO.wc_sec.load(Ordering::Relaxed);
-        let high = SHARED_INFO.wc_sec_hi.load(Ordering::Relaxed);
-        let nanoseconds = SHARED_INFO.wc_nsec.load(Ordering::Relaxed);
-        // As in `system_time_ns`.
-        fence(Ordering::Acquire);
-        if version.is_multiple_of(2) && SHARED_INFO.wc_version.load(Ordering::Relaxed) == version {
-            let seconds = u64::from(high) << 32 | u64::from(low);
-            if seconds == 0 {
-                return None;
-            }
-            let base = Duration::from_secs(seconds) + Duration::from_nanos(nanoseconds.into());
-            return Some(base + Duration::from_nanos(system_time_ns()));
-        }
-        core::hint::spin_loop();
-    }
+    (0..WALL_CLOCK_TRIES)
+        .find_map(|_| pvclock::try_read_wall_clock(&SHARED_INFO.wall_clock))
+        .filter(|base| !base.is_zero())
+        .map(|base| base + Duration::from_nanos(system_time_ns()))
 }
 
 pub(super) fn set_timer(deadline_ns: Option<u64>) {

@@ -4,6 +4,8 @@
 //! hypercall in [`crate::mm::paging::pv`].
 
 pub mod console;
+pub mod grant;
+pub mod hal;
 pub mod shared_info;
 #[cfg(target_os = "none")]
 pub(crate) mod start;

@@ -10,6 +10,9 @@
 
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
+use janus_proto::evtchn::{PortBits, VcpuBits};
+use janus_proto::pvclock;
+
 /// CPUs whose `vcpu_info` lies in the shared page (`XEN_LEGACY_MAX_VCPUS`).
 pub const LEGACY_MAX_VCPUS: usize = 32;
 /// Words in each event bitmap of the 2-level ABI.
@@ -29,28 +32,10 @@ pub struct VcpuInfo {
     /// Fault address of the last page fault (PV).
     pub cr2: AtomicU64,
     _pad_arch: u64,
-    /// `struct vcpu_time_info`.
-    pub time: VcpuTimeInfo,
+    /// `struct vcpu_time_info`, as words for [`janus_proto::pvclock`].
+    pub time: [AtomicU32; pvclock::TIME_INFO_WORDS],
 }
 janus_proto::assert_layout!(VcpuInfo, size = 64, evtchn_pending_sel = 8, cr2 = 16, time = 32);
-
-/// `struct vcpu_time_info`, the same structure as KVM's pvclock.
-#[derive(Debug)]
-#[repr(C)]
-pub struct VcpuTimeInfo {
-    /// Odd while Xen writes.
-    pub version: AtomicU32,
-    _pad0: u32,
-    /// Counter value at `system_time`.
-    pub tsc_timestamp: AtomicU64,
-    /// Nanoseconds since the host booted.
-    pub system_time: AtomicU64,
-    /// Nanoseconds per (shifted) tick, as a fraction of 2^32.
-    pub tsc_to_system_mul: AtomicU32,
-    /// `tsc_shift` (a signed byte), `flags`, and two bytes of padding.
-    pub shift_and_flags: AtomicU32,
-}
-janus_proto::assert_layout!(VcpuTimeInfo, size = 32, tsc_timestamp = 8, system_time = 16, tsc_to_system_mul = 24);
 
 /// `struct shared_info`, in a page of its own.
 #[derive(Debug)]
@@ -62,16 +47,10 @@ pub struct SharedInfo {
     pub evtchn_pending: [AtomicU64; EVENT_WORDS],
     /// Events that must not cause an upcall.
     pub evtchn_mask: [AtomicU64; EVENT_WORDS],
-    /// Odd while Xen writes the wall clock.
-    pub wc_version: AtomicU32,
-    /// Wall clock at system time 0: seconds since the UNIX epoch, low half.
-    pub wc_sec: AtomicU32,
-    /// And nanoseconds.
-    pub wc_nsec: AtomicU32,
-    /// And the high half of the seconds.
-    pub wc_sec_hi: AtomicU32,
+    /// The wall clock at system time 0: version, seconds, nanoseconds, high word of the seconds.
+    pub wall_clock: [AtomicU32; 4],
 }
-janus_proto::assert_layout!(SharedInfo, size = 4096, evtchn_pending = 2048, evtchn_mask = 2560, wc_version = 3072);
+janus_proto::assert_layout!(SharedInfo, size = 4096, evtchn_pending = 2048, evtchn_mask = 2560, wall_clock = 3072);
 
 impl VcpuInfo {
     const fn new() -> Self {
@@ -82,14 +61,7 @@ impl VcpuInfo {
             evtchn_pending_sel: AtomicU64::new(0),
             cr2: AtomicU64::new(0),
             _pad_arch: 0,
-            time: VcpuTimeInfo {
-                version: AtomicU32::new(0),
-                _pad0: 0,
-                tsc_timestamp: AtomicU64::new(0),
-                system_time: AtomicU64::new(0),
-                tsc_to_system_mul: AtomicU32::new(0),
-                shift_and_flags: AtomicU32::new(0),
-            },
+            time: [const { AtomicU32::new(0) }; pvclock::TIME_INFO_WORDS],
         }
     }
 }
@@ -100,11 +72,24 @@ pub static SHARED_INFO: SharedInfo = SharedInfo {
     vcpu_info: [const { VcpuInfo::new() }; LEGACY_MAX_VCPUS],
     evtchn_pending: [const { AtomicU64::new(0) }; EVENT_WORDS],
     evtchn_mask: [const { AtomicU64::new(0) }; EVENT_WORDS],
-    wc_version: AtomicU32::new(0),
-    wc_sec: AtomicU32::new(0),
-    wc_nsec: AtomicU32::new(0),
-    wc_sec_hi: AtomicU32::new(0),
+    wall_clock: [const { AtomicU32::new(0) }; 4],
 };
+
+impl SharedInfo {
+    /// The event bits of all ports.
+    #[must_use]
+    pub fn ports(&self) -> PortBits<'_> {
+        PortBits { pending: &self.evtchn_pending, mask: &self.evtchn_mask }
+    }
+}
+
+impl VcpuInfo {
+    /// The event bits of this CPU.
+    #[must_use]
+    pub fn bits(&self) -> VcpuBits<'_> {
+        VcpuBits { upcall_pending: &self.evtchn_upcall_pending, selector: &self.evtchn_pending_sel }
+    }
+}
 
 /// The boot CPU's part of the page. Other CPUs find theirs by number.
 #[inline]

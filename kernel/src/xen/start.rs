@@ -5,7 +5,7 @@
 use janus_boot::{BootInfo, MemoryKind, MemoryRange, Protocol};
 use janus_proto::addr::Gpa;
 
-use super::console;
+use super::{console, grant};
 use crate::mm::{frames, paging};
 use crate::percpu::{self, CpuId};
 use crate::platform::{xen_pv, xen_pvh};
@@ -35,7 +35,7 @@ pub(crate) fn start_pv(info: &BootInfo) {
     console::init_pv(start);
     logger::init(crate::command_line());
     xen_pv::init_timer().unwrap_or_else(|error| fail("timer", error));
-    console::start();
+    start_services();
 }
 
 /// What Xen adds to a natively started PVH guest.
@@ -44,5 +44,13 @@ pub(crate) fn start_pvh() {
     xen_pvh::init().unwrap_or_else(|error| fail("shared info page", error));
     console::init_pvh();
     xen_pvh::init_events().unwrap_or_else(|error| fail("events", error));
+    start_services();
+}
+
+/// What both kinds of guest have.
+fn start_services() {
     console::start();
+    if let Err(error) = grant::init() {
+        log::error!("no devices: {error}");
+    }
 }
