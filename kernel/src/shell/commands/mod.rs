@@ -3,6 +3,7 @@
 //! A command is a row of a table: its name, its arguments, one line of help, and an async function. Each subject has
 //! a file and a table; [`TABLE`] is all of them.
 
+mod bench;
 mod block;
 mod files;
 mod general;
@@ -33,7 +34,7 @@ pub struct Command {
 }
 
 /// Every command, by subject.
-pub static TABLE: &[&[Command]] = &[general::COMMANDS, files::COMMANDS, block::COMMANDS, network::COMMANDS, system::COMMANDS];
+pub static TABLE: &[&[Command]] = &[general::COMMANDS, files::COMMANDS, block::COMMANDS, bench::COMMANDS, network::COMMANDS, system::COMMANDS];
 
 /// Bytes for people: exact below 10 KiB, then with a unit.
 pub(super) struct Size(pub(super) u64);
