@@ -9,6 +9,8 @@ use crate::platform::native::outb;
 const DEBUG_EXIT: u16 = 0xf4;
 /// Marks the code as ours: QEMU's exit status is `(value << 1) | 1`, so success is 33.
 const DEBUG_EXIT_MARK: u8 = 0x10;
+/// The largest code there is room for; larger ones are in the last report line.
+const DEBUG_EXIT_MAX: u8 = 0x0f;
 /// The keyboard controller's command port, and the command that pulses the CPU's reset line.
 const I8042_COMMAND: u16 = 0x64;
 const I8042_RESET: u8 = 0xfe;
@@ -72,7 +74,7 @@ pub fn exit(status: ExitStatus) -> ! {
 pub(crate) fn native_end(status: ExitStatus) {
     if status != ExitStatus::Reboot {
         // SAFETY: ends QEMU; nothing else is known at this port.
-        unsafe { outb(DEBUG_EXIT, DEBUG_EXIT_MARK | status.code()) }
+        unsafe { outb(DEBUG_EXIT, DEBUG_EXIT_MARK | status.code().min(DEBUG_EXIT_MAX)) }
     }
     // SAFETY: resets the machine, the last thing this kernel wants from it.
     unsafe { outb(I8042_COMMAND, I8042_RESET) }

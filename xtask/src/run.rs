@@ -6,8 +6,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
+use crate::console::Echo;
+use crate::matrix::judge::reported_exit;
 use crate::qemu::{self, Boot, Disk, Machine, Vm};
-use crate::{disk, guest, lab, packages};
+use crate::{disk, guest, lab, packages, process};
 
 /// Where to boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -107,10 +109,27 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<ExitCode> {
         vm.serial = "mon:stdio";
     }
     vm.forwards = Some(forwards);
-    let status = vm.command().status().context("cannot start qemu-system-x86_64")?;
+    let mut command = vm.command();
+    if arguments.exec.is_some() {
+        return unattended(&mut command);
+    }
+    let status = command.status().context("cannot start qemu-system-x86_64")?;
     match qemu::exit_code(status) {
         Some(code) => Ok(ExitCode::from(code)),
         None => bail!("QEMU failed ({status})"),
+    }
+}
+
+/// Runs to the end without a person; the console goes to standard output, the guest's code is the answer.
+fn unattended(command: &mut std::process::Command) -> Result<ExitCode> {
+    let mut process = process::spawn(command.stdin(std::process::Stdio::null()), Echo::Live)?;
+    let far = std::time::Instant::now() + std::time::Duration::from_hours(24);
+    let status = process.end(far)?.context("the guest ran for a day")?;
+    process.console.finished(std::time::Instant::now() + std::time::Duration::from_secs(2));
+    // QEMU's status has room for four bits of the code.
+    match reported_exit(&process.console.text()).or(qemu::exit_code(status)) {
+        Some(code) => Ok(ExitCode::from(code)),
+        None => bail!("QEMU failed ({status}){}", process.errors.tail(5)),
     }
 }
 

@@ -63,7 +63,13 @@ pub(crate) fn judge(case: &Case, expect: &[String], run: &Run) -> (Outcome, Stri
         return (Outcome::Success, String::new());
     }
     let reported = reported_exit(&run.console);
-    match run.code.or(reported) {
+    if let (Some(code), Some(reported)) = (run.code, reported)
+        && code != reported.min(15)
+    {
+        let what = format!("the machine's code is {code}, the reported one {reported}; last lines:{last}");
+        return (Outcome::Failure, what);
+    }
+    match reported.or(run.code) {
         Some(code) if code == case.status => (Outcome::Success, String::new()),
         Some(code) => {
             let outcome = Outcome::from_code(code).max(Outcome::Failure);
@@ -101,6 +107,13 @@ mod tests {
         let console = "x\njanus-report: {\"exit\":4}\njanus-report: {broken\n";
         assert_eq!(reported_exit(console), Some(4));
         assert_eq!(judge(&case("status = 4"), &[], &run(console, None)).0, Outcome::Success);
+    }
+
+    #[test]
+    fn a_large_code_is_cut_off_by_the_machine_but_not_in_the_report() {
+        let console = "janus-report: {\"exit\":127}\n";
+        assert_eq!(judge(&case("status = 127"), &[], &run(console, Some(15))).0, Outcome::Success);
+        assert_eq!(judge(&case("status = 127"), &[], &run(console, Some(5))).0, Outcome::Failure);
     }
 
     #[test]

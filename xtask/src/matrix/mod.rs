@@ -2,7 +2,7 @@
 
 pub(crate) mod data;
 mod disks;
-mod judge;
+pub(crate) mod judge;
 mod lab_row;
 mod qemu_row;
 mod steps;
