@@ -9,6 +9,7 @@ pub mod devices;
 pub mod dma_pool;
 pub mod command_line;
 pub mod console;
+pub mod entropy;
 pub mod fs;
 pub mod http;
 pub mod firmware;

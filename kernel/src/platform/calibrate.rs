@@ -69,6 +69,7 @@ fn tsc_hz_from_cpuid() -> Option<u64> {
 /// Starts the clock at 0 and the counters that [`finish`] compares; the APIC is on already.
 pub(crate) fn start() {
     clock::set_scale(Scale { base_tsc: rdtsc(), base_ns: 0, mult: Scale::mult_of(1_000_000_000) });
+    clock::init_hypervisor_clock();
     // SAFETY: the speaker's gate and the PIT's channel 2, which nobody else uses.
     unsafe {
         outb(GATE, (inb(GATE) & !0b10) | 0b01);

@@ -1,7 +1,11 @@
 //! The native clock: the time stamp counter with a scale that readers take without locks.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use core::time::Duration;
+
+use janus_proto::pvclock;
+
+use super::kvm_clock;
 
 /// Fraction bits of [`Scale::mult`].
 const SHIFT: u32 = 32;
@@ -85,9 +89,33 @@ pub(crate) fn set_scale(scale: Scale) {
     SEQUENCE.store(sequence.wrapping_add(2), Ordering::Release);
 }
 
+/// Set where the hypervisor's clock must be asked each time: its scale may change, or differ between CPUs.
+static ASK_HYPERVISOR: AtomicBool = AtomicBool::new(false);
+/// What the hypervisor's clock said when ours was 0.
+static HYPERVISOR_ZERO_NS: AtomicU64 = AtomicU64::new(0);
+/// What is known of the TSC's rate, in Hz; 0 if nothing is.
+static KNOWN_HZ: AtomicU64 = AtomicU64::new(0);
+/// Time since 1970 when our clock was 0, in nanoseconds; 0 until somebody asks.
+static WALL_ZERO_NS: AtomicU64 = AtomicU64::new(0);
+
+/// Turns on KVM's clock, if there is one.
+pub(crate) fn init_hypervisor_clock() {
+    let Some(reading) = kvm_clock::init() else { return };
+    let tsc = crate::cpu::rdtsc();
+    let at_zero = pvclock::nanoseconds(&reading.info, tsc).saturating_sub(scale().ns_at(tsc));
+    HYPERVISOR_ZERO_NS.store(at_zero, Ordering::Relaxed);
+    KNOWN_HZ.store(pvclock::tsc_khz(&reading.info) * 1000, Ordering::Relaxed);
+    ASK_HYPERVISOR.store(!reading.stable, Ordering::Relaxed);
+}
+
 /// Nanoseconds since the clock was started.
 #[must_use]
 pub fn now_ns() -> u64 {
+    if ASK_HYPERVISOR.load(Ordering::Relaxed)
+        && let Some(ns) = kvm_clock::now_ns()
+    {
+        return ns.saturating_sub(HYPERVISOR_ZERO_NS.load(Ordering::Relaxed));
+    }
     scale().ns_at(crate::cpu::rdtsc())
 }
 
@@ -100,11 +128,40 @@ pub fn tsc_at(ns: u64) -> u64 {
 /// The counter's rate, where something says it without measuring.
 #[must_use]
 pub(crate) fn known_hz() -> Option<u64> {
-    None
+    Some(KNOWN_HZ.load(Ordering::Relaxed)).filter(|hz| *hz != 0)
 }
 
-/// Time since the UNIX epoch.
+/// Time since the UNIX epoch: from the hypervisor, or else from the real-time clock.
 #[must_use]
 pub fn wall_clock() -> Option<Duration> {
-    None
+    let mut zero = WALL_ZERO_NS.load(Ordering::Relaxed);
+    if zero == 0 {
+        let at_zero = match kvm_clock::wall_clock_at_zero() {
+            Some(wall) => wall + Duration::from_nanos(HYPERVISOR_ZERO_NS.load(Ordering::Relaxed)),
+            None => super::rtc::read()?.saturating_sub(Duration::from_nanos(now_ns())),
+        };
+        zero = u64::try_from(at_zero.as_nanos()).ok()?;
+        WALL_ZERO_NS.store(zero, Ordering::Relaxed);
+    }
+    Some(Duration::from_nanos(zero) + Duration::from_nanos(now_ns()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scale_and_its_inverse_agree() {
+        for hz in [1_000_000_u64, 2_600_000_000, 999_999_937, 10_000_000_000] {
+            let scale = Scale { base_tsc: 1 << 40, base_ns: 5, mult: Scale::mult_of(hz) };
+            assert_eq!(scale.ns_at(scale.base_tsc - 1000), 5);
+            let second = scale.ns_at(scale.base_tsc + hz) - 5;
+            assert!(second.abs_diff(1_000_000_000) < 500, "{hz} Hz: {second} ns");
+            for ns in [5, 6, 1000, 123_456_789_012] {
+                let tsc = scale.tsc_at(ns);
+                assert!(scale.ns_at(tsc) >= ns, "the deadline {ns} is not early at {hz} Hz");
+                assert!(tsc == scale.base_tsc || scale.ns_at(tsc - 1) <= ns);
+            }
+        }
+    }
 }

@@ -17,8 +17,10 @@ pub mod clock;
 #[cfg(not(target_os = "none"))]
 pub mod host;
 pub mod kvm;
+mod kvm_clock;
 pub mod lock;
 pub mod native;
+mod rtc;
 pub mod xen_clock;
 pub mod xen_pv;
 pub mod xen_pvh;
