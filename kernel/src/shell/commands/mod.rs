@@ -8,6 +8,7 @@ mod block;
 mod files;
 mod general;
 mod network;
+mod stream;
 mod system;
 
 use alloc::boxed::Box;
@@ -34,7 +35,15 @@ pub struct Command {
 }
 
 /// Every command, by subject.
-pub static TABLE: &[&[Command]] = &[general::COMMANDS, files::COMMANDS, block::COMMANDS, bench::COMMANDS, network::COMMANDS, system::COMMANDS];
+pub static TABLE: &[&[Command]] = &[
+    general::COMMANDS,
+    files::COMMANDS,
+    block::COMMANDS,
+    bench::COMMANDS,
+    network::COMMANDS,
+    stream::COMMANDS,
+    system::COMMANDS,
+];
 
 /// Bytes for people: exact below 10 KiB, then with a unit.
 pub(super) struct Size(pub(super) u64);
