@@ -32,6 +32,7 @@ pub mod task;
 pub mod test;
 pub mod time;
 pub mod trap;
+pub mod virtio;
 pub mod xen;
 
 use janus_boot::BootInfo;

@@ -19,7 +19,7 @@ use crate::platform::{self, Platform, calibrate};
 use crate::power::{self, ExitStatus};
 use crate::task::hooks::{self, Hooks};
 use crate::trap::{fpu, idt};
-use crate::{cpu, firmware, logger, percpu, xen};
+use crate::{cpu, firmware, logger, percpu, virtio, xen};
 
 unsafe extern "Rust" {
     /// The image's main function, made by [`crate::entry!`].
@@ -43,6 +43,9 @@ extern "Rust" fn janus_kernel_start(info: BootInfo) -> ! {
     }
     // SAFETY: traps are set up, and nothing is locked.
     unsafe { platform::enable_irqs() };
+    if platform == Platform::Kvm {
+        virtio::init(info.command_line);
+    }
     power::exit(janus_main())
 }
 

@@ -13,6 +13,13 @@ pub mod mmio;
 pub mod net;
 pub mod pci;
 
+#[cfg(test)]
+mod blk_tests;
+#[cfg(any(test, feature = "std"))]
+pub mod fake;
+#[cfg(test)]
+mod net_tests;
+
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;

@@ -1,0 +1,205 @@
+//! virtio devices of this machine: found on PCI or as MMIO windows, set up, and registered as what they are.
+//!
+//! Each device gets its interrupts first (installed, still silent), then its driver, then its place in
+//! [`crate::devices`]; its interrupt wakes the task that serves it ([`wake::Wake`]). A device that
+//! cannot be used is one line in the log and nothing more.
+
+pub mod mmio;
+pub mod pci;
+mod serve;
+mod wake;
+
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+
+use janus_front::virtio::pci::{Capabilities, PciTransport, Vectors, Window};
+use janus_front::virtio::{InitError, Interrupts, Transport};
+use janus_proto::abi::virtio::DeviceId;
+use janus_proto::abi::virtio::pci::{MODERN_DEVICES, TRANSITIONAL_DEVICES, VENDOR};
+use janus_proto::addr::Gpa;
+
+use crate::firmware;
+use crate::irq::ioapic::Line;
+use crate::irq::{IrqError, Registration, msi};
+use crate::sync::IrqMutex;
+use pci::{Function, Msix};
+use wake::Wake;
+
+/// Why a device found could not be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartError {
+    /// Its driver could not set it up.
+    Init(InitError),
+    /// Its interrupt could not be installed.
+    Irq(IrqError),
+    /// It has no MSI-X, and the way of its interrupt line is not known.
+    NoInterrupt,
+}
+
+impl From<InitError> for StartError {
+    fn from(error: InitError) -> Self {
+        Self::Init(error)
+    }
+}
+
+impl From<IrqError> for StartError {
+    fn from(error: IrqError) -> Self {
+        Self::Irq(error)
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Init(error) => error.fmt(f),
+            Self::Irq(error) => error.fmt(f),
+            Self::NoInterrupt => f.write_str("no MSI-X, and no known interrupt line"),
+        }
+    }
+}
+
+/// A device in use.
+#[derive(Debug)]
+struct Device {
+    name: String,
+    place: String,
+    wake: Arc<Wake>,
+    /// Handlers of a device live as long as it does: for good.
+    _handlers: Vec<Handled>,
+}
+
+/// An interrupt that is handled as long as this lives.
+#[derive(Debug)]
+enum Handled {
+    Message { _registration: Registration },
+    Line { _line: Line },
+}
+
+static DEVICES: IrqMutex<Vec<Device>> = IrqMutex::new(Vec::new());
+
+/// A device in the list that [`list`] gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name: `vda`, `eth0`, ...
+    pub name: String,
+    /// Where it was found.
+    pub place: String,
+    /// Interrupts so far.
+    pub interrupts: u64,
+}
+
+/// The virtio devices in use.
+#[must_use]
+pub fn list() -> Vec<Listed> {
+    let listed = |device: &Device| Listed {
+        name: device.name.clone(),
+        place: device.place.clone(),
+        interrupts: device.wake.count(),
+    };
+    DEVICES.lock().iter().map(listed).collect()
+}
+
+/// Finds and starts all virtio devices. The executor must be able to take tasks.
+pub fn init(command_line: &[u8]) {
+    for function in pci::functions() {
+        if let Some(id) = device_id(function) {
+            report(&format!("pci {function}"), id, start_pci(function, id));
+        }
+    }
+    let named = mmio::from_command_line(command_line);
+    for window in named.into_iter().chain(firmware::virtio_mmio_devices()) {
+        mmio::start(window);
+    }
+}
+
+fn report(place: &str, id: DeviceId, started: Result<Option<String>, StartError>) {
+    match started {
+        Ok(Some(name)) => log::info!("{name}: virtio at {place}"),
+        Ok(None) => log::info!("virtio device {id:?} at {place} has no driver here"),
+        Err(error) => log::warn!("virtio device {id:?} at {place} cannot be used: {error}"),
+    }
+}
+
+/// The virtio device type of a PCI function, if it is one.
+fn device_id(function: Function) -> Option<DeviceId> {
+    let (vendor, device) = function.ids();
+    if vendor != VENDOR {
+        None
+    } else if MODERN_DEVICES.contains(&device) {
+        Some(DeviceId(u32::from(device - MODERN_DEVICES.start())))
+    } else if TRANSITIONAL_DEVICES.contains(&device) {
+        // Virtio 1.2, 4.1.2.3: the subsystem id says which.
+        Some(DeviceId(u32::from(function.subsystem().1)))
+    } else {
+        None
+    }
+}
+
+fn start_pci(function: Function, id: DeviceId) -> Result<Option<String>, StartError> {
+    if !serve::known(id) {
+        return Ok(None);
+    }
+    let capabilities = Capabilities::read(&function)?;
+    let msix = Msix::enable(function).ok_or(StartError::NoInterrupt)?;
+    // One message for configuration changes and one for all queues: a device is served by one task.
+    let vectors = Vectors::Messages { entries: msix.entries().min(2) };
+    let mut map = |window: Window| {
+        let (base, len) = function.memory_bar(window.bar)?;
+        let end = u64::from(window.offset) + u64::from(window.len);
+        let start = Gpa(base.0.checked_add(u64::from(window.offset))?);
+        if end <= len { pci::map(start, u64::from(window.len)) } else { None }
+    };
+    let transport: Box<dyn Transport> =
+        Box::new(PciTransport::new(id, capabilities, vectors, &mut map)?);
+    function.enable(pci::Line::Off);
+    let wake = Arc::new(Wake::new());
+    let handlers = connect_messages(&msix, vectors, transport.interrupts(), &wake)?;
+    start(transport, format!("pci {function}"), wake, handlers)
+}
+
+/// Installs the handlers of a device with messages and fills its table.
+fn connect_messages(
+    msix: &Msix,
+    vectors: Vectors,
+    device: Interrupts,
+    wake: &Arc<Wake>,
+) -> Result<Vec<Handled>, StartError> {
+    let mut installed = Vec::new();
+    let mut install = |entry: u16, name, handler| -> Result<(), StartError> {
+        let (registration, message) = msi::register_msi(name, handler)?;
+        msix.set(entry, message);
+        installed.push(Handled::Message { _registration: registration });
+        Ok(())
+    };
+    let config_wake = Arc::clone(wake);
+    install(
+        0,
+        "virtio-config",
+        Box::new(move || {
+            device.config_changed();
+            config_wake.interrupt();
+        }),
+    )?;
+    let queues = vectors.queue(0);
+    if queues != 0 {
+        let wake = Arc::clone(wake);
+        install(queues, "virtio-queues", Box::new(move || wake.interrupt()))?;
+    }
+    Ok(installed)
+}
+
+/// Starts the driver of a device whose interrupts are connected; `None`: there is no driver for it.
+fn start(
+    transport: Box<dyn Transport>,
+    place: String,
+    wake: Arc<Wake>,
+    handlers: Vec<Handled>,
+) -> Result<Option<String>, StartError> {
+    let Some(name) = serve::start(transport, &wake)? else { return Ok(None) };
+    DEVICES.lock().push(Device { name: name.clone(), place, wake, _handlers: handlers });
+    Ok(Some(name))
+}
