@@ -243,3 +243,6 @@ impl<M: Deref<Target = [AtomicU32]>> ByteRing<M> {
         self.memory
     }
 }
+
+#[cfg(test)]
+mod tests;

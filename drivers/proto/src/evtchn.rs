@@ -5,7 +5,7 @@
 //! and `struct vcpu_info`). Both sides change all of it at any time, with locked operations only.
 
 use crate::addr::Port;
-use crate::sync::{AtomicU8, AtomicU64, Ordering};
+use crate::sync::{AtomicU8, AtomicU64, Ordering, fence};
 
 /// Bits in a word, and words in a bitmap.
 const BITS: u32 = 64;
@@ -97,11 +97,12 @@ impl<'a> PortBits<'a> {
     #[must_use = "a waiting event is lost without the hypercall"]
     pub fn unmask(&self, port: Port) -> bool {
         let Some((word, bit)) = Self::place(self.mask, port) else { return false };
-        // Orders the mask before our look at pending: Xen sets pending, then looks at the mask, so
-        // either it sees the port unmasked and sends the upcall, or we see the event.
         if word.fetch_and(!bit, Ordering::SeqCst) & bit == 0 {
             return false;
         }
+        // Orders the mask before our look at pending: Xen sets pending, then looks at the mask, so
+        // either it sees the port unmasked and sends the upcall, or we see the event.
+        fence(Ordering::SeqCst);
         let waiting = Self::place(self.pending, port)
             .is_some_and(|(pending, bit)| pending.load(Ordering::SeqCst) & bit != 0);
         if waiting {
@@ -116,6 +117,8 @@ impl<'a> PortBits<'a> {
         if pending.fetch_or(bit, Ordering::SeqCst) & bit != 0 {
             return false;
         }
+        // Orders pending before our look at the mask; the counterpart is in `unmask`.
+        fence(Ordering::SeqCst);
         !self.is_masked(port) && Self::select(vcpu, port)
     }
 
@@ -141,3 +144,8 @@ fn bits(mut word: u64) -> impl Iterator<Item = u32> {
         (bit < BITS).then_some(bit)
     })
 }
+
+#[cfg(test)]
+mod loom_tests;
+#[cfg(test)]
+mod tests;

@@ -230,3 +230,8 @@ impl<M: Deref<Target = [AtomicU32]>> GrantView<M> {
         }
     }
 }
+
+#[cfg(test)]
+mod loom_tests;
+#[cfg(test)]
+mod tests;

@@ -20,17 +20,39 @@ const TRIES: u32 = 100_000;
 /// Copies the structure if it is not being updated.
 #[must_use]
 pub fn try_read(words: &[AtomicU32]) -> Option<VcpuTimeInfo> {
-    let words = words.get(..TIME_INFO_WORDS)?;
-    // Orders the version before the values.
-    let version = words.first()?.load(Ordering::Acquire);
     let mut copy = VcpuTimeInfo::new_zeroed();
-    for (to, from) in copy.as_mut_bytes().as_chunks_mut::<4>().0.iter_mut().zip(words) {
+    try_copy(words.get(..TIME_INFO_WORDS)?, copy.as_mut_bytes()).then_some(copy)
+}
+
+/// Copies words whose first one is a version; `false`: the copy is torn.
+fn try_copy(words: &[AtomicU32], copy: &mut [u8]) -> bool {
+    let Some(version) = words.first() else { return false };
+    // Orders the version before the values.
+    let before = version.load(Ordering::Acquire);
+    let mut copy = copy.as_chunks_mut::<4>().0.iter_mut();
+    if let Some(first) = copy.next() {
+        *first = before.to_ne_bytes();
+    }
+    for (to, from) in copy.zip(words.iter().skip(1)) {
         *to = from.load(Ordering::Relaxed).to_ne_bytes();
     }
     // Orders the values before our second look at the version.
     fence(Ordering::Acquire);
-    let again = words.first()?.load(Ordering::Relaxed);
-    (version == again && version.is_multiple_of(2)).then_some(copy)
+    before.is_multiple_of(2) && version.load(Ordering::Relaxed) == before
+}
+
+/// Writes words whose first one is a version, so that [`try_copy`] notices.
+fn replace(words: &[AtomicU32], new: &[u8]) {
+    let Some((version, values)) = words.split_first() else { return };
+    let busy = version.load(Ordering::Relaxed) | 1;
+    version.store(busy, Ordering::Relaxed);
+    // Orders the odd version before the values.
+    fence(Ordering::Release);
+    for (to, from) in values.iter().zip(new.as_chunks::<4>().0.iter().skip(1)) {
+        to.store(u32::from_ne_bytes(*from), Ordering::Relaxed);
+    }
+    // Orders the values before the even version.
+    version.store(busy.wrapping_add(1), Ordering::Release);
 }
 
 /// Nanoseconds on the hypervisor's clock; `tsc` reads the counter, ordered.
@@ -87,10 +109,17 @@ pub fn tsc_khz(info: &VcpuTimeInfo) -> u64 {
     if info.tsc_to_system_mul == 0 {
         return 0;
     }
-    let khz = (1_000_000_u128 << 32) / u128::from(info.tsc_to_system_mul);
     let places = u32::from(info.tsc_shift.unsigned_abs());
-    let khz = if info.tsc_shift < 0 { khz.checked_shl(places) } else { khz.checked_shr(places) };
-    u64::try_from(khz.unwrap_or(0)).unwrap_or(u64::MAX)
+    let ticks = 1_000_000_u128 << 32;
+    // Multiplied before it is divided, to lose nothing; a hypervisor sends shifts of a few places.
+    let ticks = match (info.tsc_shift < 0, places) {
+        (_, 65..) => return 0,
+        (true, _) => ticks << places,
+        (false, _) => ticks,
+    };
+    let khz = ticks / u128::from(info.tsc_to_system_mul);
+    let khz = if info.tsc_shift < 0 { khz } else { khz >> places };
+    u64::try_from(khz).unwrap_or(u64::MAX)
 }
 
 /// The wall clock at system time 0, as a time since 1970: `words` are version, seconds, nanoseconds and,
@@ -99,34 +128,24 @@ pub fn tsc_khz(info: &VcpuTimeInfo) -> u64 {
 /// `None`: it is being updated, or nonsense.
 #[must_use]
 pub fn try_read_wall_clock(words: &[AtomicU32]) -> Option<Duration> {
-    let (version, seconds, nanoseconds, high) = match words {
-        [v, s, n] => (v, s, n, None),
-        [v, s, n, h] => (v, s, n, Some(h)),
-        _ => return None,
-    };
-    // The barriers of `try_read`.
-    let before = version.load(Ordering::Acquire);
-    let seconds = u64::from(seconds.load(Ordering::Relaxed))
-        | high.map_or(0, |high| u64::from(high.load(Ordering::Relaxed)) << 32);
-    let nanoseconds = nanoseconds.load(Ordering::Relaxed);
-    fence(Ordering::Acquire);
-    let whole = version.load(Ordering::Relaxed) == before && before.is_multiple_of(2);
+    if !(3..=4).contains(&words.len()) {
+        return None;
+    }
+    let mut copy = [0_u32; 4];
+    let whole = try_copy(words, copy.as_mut_bytes());
+    let [_, seconds, nanoseconds, high] = copy;
+    let seconds = u64::from(high) << 32 | u64::from(seconds);
     (whole && nanoseconds < 1_000_000_000).then(|| Duration::new(seconds, nanoseconds))
 }
 
 /// The hypervisor's side: writes the structure so that readers notice. One writer at a time.
 pub fn write(words: &[AtomicU32], info: &VcpuTimeInfo) {
-    let Some((version, values)) = words.get(..TIME_INFO_WORDS).and_then(<[_]>::split_first) else {
-        return;
-    };
-    let busy = version.load(Ordering::Relaxed) | 1;
-    version.store(busy, Ordering::Relaxed);
-    // Orders the odd version before the values.
-    fence(Ordering::Release);
-    let (new, _) = info.as_bytes().as_chunks::<4>();
-    for (to, from) in values.iter().zip(new.iter().skip(1)) {
-        to.store(u32::from_ne_bytes(*from), Ordering::Relaxed);
+    if let Some(words) = words.get(..TIME_INFO_WORDS) {
+        replace(words, info.as_bytes());
     }
-    // Orders the values before the even version.
-    version.store(busy.wrapping_add(1), Ordering::Release);
 }
+
+#[cfg(test)]
+mod loom_tests;
+#[cfg(test)]
+mod tests;
