@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::future::{Future, poll_fn};
 use core::pin::pin;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use core::task::Poll;
 
 use crate::block::Block;
@@ -79,6 +79,43 @@ pub fn generation() -> u64 {
     CHANGES.load(Ordering::Acquire)
 }
 
+/// Searches for devices that are under way.
+static SEARCHES: AtomicUsize = AtomicUsize::new(0);
+
+/// A search for devices (a bus being enumerated, a handshake with a backend), over when this is dropped.
+///
+/// Start it before the executor runs the image's main function, and hold it until every device that was there at boot
+/// is registered, or has failed: [`settled`] waits for it.
+#[derive(Debug)]
+pub struct Search(());
+
+impl Search {
+    /// Starts a search.
+    #[must_use]
+    pub fn start() -> Self {
+        SEARCHES.fetch_add(1, Ordering::Relaxed);
+        Self(())
+    }
+}
+
+impl Drop for Search {
+    fn drop(&mut self) {
+        SEARCHES.fetch_sub(1, Ordering::Release);
+        note_change();
+    }
+}
+
+/// Waits until the devices that were there at boot have been found.
+pub async fn settled() {
+    loop {
+        let seen = generation();
+        if SEARCHES.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        changed_since(seen).await;
+    }
+}
+
 /// Waits until [`generation`] differs from `seen`.
 pub async fn changed_since(seen: u64) {
     while generation() == seen {
@@ -89,5 +126,26 @@ pub async fn changed_since(seen: u64) {
             if generation() == seen { signalled } else { Poll::Ready(()) }
         })
         .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::{block_on, spawn, yield_now};
+
+    #[test]
+    fn settled_waits_for_every_search() {
+        let (first, second) = (Search::start(), Search::start());
+        let waiting = spawn("waiting", settled());
+        let order = block_on(async move {
+            drop(first);
+            yield_now().await;
+            let early = waiting.is_finished();
+            drop(second);
+            waiting.await;
+            early
+        });
+        assert!(!order, "one search was still under way");
     }
 }

@@ -14,7 +14,7 @@ use crate::power::ExitStatus;
 use crate::shell::{self, ConsoleOutput, Session, Status};
 use crate::{devices, http, println, sync, task, time};
 
-/// How long `--exec` waits for the first disk to be mounted, when there is one.
+/// How long the devices that were there at boot may take.
 const SETTLE: Duration = Duration::from_secs(10);
 
 /// The main function of the default image.
@@ -52,15 +52,16 @@ pub async fn run() -> ExitStatus {
 /// Disks that have been looked at, and a signal for each.
 static SEEN: sync::Notify = sync::Notify::new();
 
-/// Waits until each disk that is there now has been looked at.
+/// Waits until the devices that were there at boot are found, and each disk has been looked at.
 async fn settle() {
     let all_seen = async {
+        devices::settled().await;
         while devices::blocks().iter().any(|disk| !LOOKED_AT.lock().contains(disk.name())) {
             SEEN.notified().await;
         }
     };
     if time::timeout(SETTLE, all_seen).await.is_err() {
-        println!("janus: a disk did not answer within {} s; going on without it", SETTLE.as_secs());
+        println!("janus: a device did not answer within {} s; going on without it", SETTLE.as_secs());
     }
 }
 
