@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{paths, symbols, toolchain};
+use crate::{image, paths, symbols, toolchain};
 
 /// The package of the default image, which is also its binary's name.
 pub(crate) const DEFAULT_IMAGE: &str = "janus-kernel";
@@ -41,6 +41,7 @@ pub(crate) fn build_all(packages: &[String]) -> Result<BTreeMap<String, PathBuf>
     for package in packages {
         let elf = target.join(toolchain::TARGET).join("guest").join(package);
         symbols::fill(&elf).with_context(|| format!("no symbol table for {}", elf.display()))?;
+        let elf = image::finish(&elf).with_context(|| format!("{} is not bootable", elf.display()))?;
         let size = std::fs::metadata(&elf).with_context(|| format!("no {}", elf.display()))?.len();
         eprintln!("janus: {} ({} KiB)", elf.display(), size / 1024);
         images.insert(package.clone(), elf);

@@ -5,6 +5,7 @@ mod cpio;
 mod disk;
 mod grub;
 mod guest;
+mod image;
 mod lab;
 mod listing;
 mod matrix;
