@@ -75,9 +75,12 @@ pub fn now(words: &[AtomicU32], tsc: impl Fn() -> u64) -> Option<u64> {
 }
 
 /// The time at a TSC value. A TSC before the structure's counts as the same moment.
+///
+/// The distance wraps: a guest whose TSC was set to 0 when it was made may see a timestamp "before 0"
+/// until the host looks at its clock again (seen with a PVH first domain on Xen 4.17).
 #[must_use]
 pub fn nanoseconds(info: &VcpuTimeInfo, tsc: u64) -> u64 {
-    let ticks = tsc.saturating_sub(info.tsc_timestamp);
+    let ticks = u64::try_from(tsc.wrapping_sub(info.tsc_timestamp).cast_signed()).unwrap_or(0);
     info.system_time.wrapping_add(scale(ticks, info.tsc_to_system_mul, info.tsc_shift))
 }
 

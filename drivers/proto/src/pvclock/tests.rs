@@ -107,3 +107,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_timestamp_before_the_counters_zero_is_in_the_past() {
+    let (mul, shift) = rate(1_000_000_000).expect("a rate");
+    let mut info = VcpuTimeInfo::new_zeroed();
+    (info.tsc_to_system_mul, info.tsc_shift) = (mul, shift);
+    info.system_time = 5_000;
+    info.tsc_timestamp = 0_u64.wrapping_sub(1_000);
+    assert_eq!(nanoseconds(&info, 2_000), 8_000);
+    info.tsc_timestamp = 3_000;
+    assert_eq!(nanoseconds(&info, 2_000), 5_000);
+}
