@@ -46,7 +46,10 @@ impl Write for Line {
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.level() <= log::max_level()
+        // What libraries find worth telling is detail here.
+        let ours = metadata.target().starts_with("janus");
+        let level = if metadata.level() == Level::Info && !ours { Level::Debug } else { metadata.level() };
+        level <= log::max_level()
     }
     fn log(&self, record: &Record<'_>) {
         if !self.enabled(record.metadata()) {

@@ -19,7 +19,7 @@ use crate::platform::{self, Platform, calibrate};
 use crate::power::{self, ExitStatus};
 use crate::task::hooks::{self, Hooks};
 use crate::trap::{fpu, idt};
-use crate::{cpu, firmware, logger, percpu, virtio, xen};
+use crate::{cpu, firmware, logger, percpu, task, virtio, xen};
 
 unsafe extern "Rust" {
     /// The image's main function, made by [`crate::entry!`].
@@ -43,6 +43,7 @@ extern "Rust" fn janus_kernel_start(info: BootInfo) -> ! {
     }
     // SAFETY: traps are set up, and nothing is locked.
     unsafe { platform::enable_irqs() };
+    drop(task::spawn("power", power::obey()));
     if platform == Platform::Kvm {
         virtio::init(info.command_line);
     }
@@ -67,6 +68,9 @@ fn start_native(info: &BootInfo, platform: Platform) {
         calibrate::start();
         start_firmware(info);
         calibrate::finish();
+        if let Err(error) = power::acpi::init() {
+            log::warn!("power button: {error}");
+        }
         if let Err(error) = uart::init() {
             log::warn!("serial input: {error}");
         }
