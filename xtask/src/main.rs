@@ -7,6 +7,7 @@ mod grub;
 mod guest;
 mod image;
 mod lab;
+mod linux_loader;
 mod listing;
 mod matrix;
 mod packages;

@@ -23,6 +23,13 @@ pub(crate) enum Machine {
 pub(crate) enum Boot {
     /// QEMU's own loader: multiboot 1, or the PVH note, or a Linux image.
     Kernel(PathBuf),
+    /// Linux's 64-bit boot protocol: QEMU starts the loader, which takes the kernel as its first module.
+    Linux64 {
+        /// See [`crate::linux_loader`].
+        loader: PathBuf,
+        /// The ELF file it loads.
+        kernel: PathBuf,
+    },
     /// A CD with GRUB, through SeaBIOS.
     Bios(PathBuf),
     /// A CD with GRUB, through OVMF.
@@ -102,6 +109,17 @@ impl Vm {
                 }
                 if let Some(initrd) = &self.initrd {
                     qemu.arg("-initrd").arg(initrd);
+                }
+            }
+            Boot::Linux64 { loader, kernel } => {
+                let mut modules = kernel.clone().into_os_string();
+                if let Some(initrd) = &self.initrd {
+                    modules.push(",");
+                    modules.push(initrd);
+                }
+                qemu.arg("-kernel").arg(loader).arg("-initrd").arg(modules);
+                if !self.append.is_empty() {
+                    qemu.arg("-append").arg(&self.append);
                 }
             }
             Boot::Bios(cd) => {

@@ -37,6 +37,8 @@ pub(crate) enum Row {
     Qemu(Machine),
     /// GRUB in QEMU: the protocol, and UEFI or not.
     Grub(Multiboot, Firmware),
+    /// Linux's 64-bit boot protocol, by a loader of our own in QEMU.
+    Linux64(Machine),
     /// A guest of real Xen in the lab.
     Xen(Mode),
     /// In the place of dom0, directly under Xen: no devices.
@@ -195,6 +197,7 @@ fn row(name: &str, data: &RowData) -> Result<Row> {
         ("q35", None) => Row::Qemu(Machine::Q35),
         ("microvm", None) => Row::Qemu(Machine::Microvm),
         ("pc", None) => Row::Qemu(Machine::Pc),
+        ("q35", Some("linux64")) => Row::Linux64(Machine::Q35),
         ("q35-bios", Some("multiboot")) => Row::Grub(Multiboot::One, Firmware::Bios),
         ("q35-bios", Some("multiboot2")) => Row::Grub(Multiboot::Two, Firmware::Bios),
         ("q35-uefi", Some("multiboot")) => Row::Grub(Multiboot::One, Firmware::Uefi),

@@ -15,7 +15,7 @@ use super::{command_line, disks};
 use crate::console::Echo;
 use crate::process::{self, Process};
 use crate::qemu::{self, Boot, Disk, Machine, Vm};
-use crate::{grub, paths};
+use crate::{grub, linux_loader, paths};
 
 struct QemuPlace {
     process: Process,
@@ -65,6 +65,9 @@ pub(crate) fn run(instance: &Instance, image: &Path) -> Result<Run> {
     let words = command_line(case)?;
     let (machine, boot) = match instance.row {
         Row::Qemu(machine) => (machine, Boot::Kernel(image.to_owned())),
+        Row::Linux64(machine) => {
+            (machine, Boot::Linux64 { loader: linux_loader::build()?, kernel: image.to_owned() })
+        }
         Row::Grub(protocol, firmware) => {
             let name = format!("{}-{}", instance.row_name, case.name);
             let cd = grub::cd(&name, image, protocol, &words, None)?;
