@@ -62,12 +62,13 @@ guest_test! {
     fn timers_end_in_order(test) {
         static ENDED: janus_kernel::sync::IrqMutex<alloc::vec::Vec<u64>> =
             janus_kernel::sync::IrqMutex::new(alloc::vec::Vec::new());
+        let start = time::now();
         let handles: alloc::vec::Vec<_> = (0..50_u64)
             .map(|index| {
                 // A permutation: 7 and 50 have no common divisor.
                 let ms = 20 + index * 7 % 50 * 3;
                 task::spawn("timer", async move {
-                    time::sleep(Duration::from_millis(ms)).await;
+                    time::sleep_until(start + Duration::from_millis(ms)).await;
                     ENDED.lock().push(ms);
                 })
             })

@@ -64,7 +64,7 @@ pub(crate) fn judge(case: &Case, expect: &[String], run: &Run) -> (Outcome, Stri
     }
     let reported = reported_exit(&run.console);
     if let (Some(code), Some(reported)) = (run.code, reported)
-        && code != reported.min(15)
+        && code.min(15) != reported.min(15)
     {
         let what = format!("the machine's code is {code}, the reported one {reported}; last lines:{last}");
         return (Outcome::Failure, what);
