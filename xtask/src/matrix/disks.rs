@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 
@@ -13,6 +14,9 @@ use crate::{disk, paths, process};
 /// # Errors
 /// A tool is missing or fails.
 pub(crate) fn image(kind: DiskKind) -> Result<PathBuf> {
+    // Both workers of the matrix ask for the same disks.
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     let directory = paths::cache("disk")?;
     match kind {
         DiskKind::Files => Ok(disk::files()?.0),
