@@ -90,7 +90,12 @@ pub(crate) fn init() -> Result<(), Errno> {
 /// What the assembly calls, with events masked.
 #[cfg_attr(target_os = "none", unsafe(no_mangle))]
 extern "C" fn pv_trap_entry(frame: &mut TrapFrame) {
-    if frame.vector == EVENT { evtchn::upcall() } else { super::exception(frame) }
+    if frame.vector == EVENT {
+        return evtchn::upcall();
+    }
+    // Xen keeps the interrupted event mask beside the selector.
+    frame.cs &= 0xffff;
+    super::exception(frame)
 }
 
 /// The address of the last page fault.
