@@ -1,5 +1,6 @@
 //! `cargo xtask`: the one entry point for building, running and testing.
 
+mod bench;
 mod console;
 mod cpio;
 mod disk;
@@ -45,6 +46,7 @@ enum Task {
     Test(test::TestArguments),
     /// Runs all tests with every row required, and checks the source's rules: what CI does.
     Ci,
+    Bench(bench::BenchArguments),
     /// Checks the source's own rules.
     Tidy {
         /// First writes the unsafe ledger of ARCHITECTURE.md from the tree.
@@ -79,6 +81,7 @@ fn main() -> ExitCode {
         Task::Build { package } => guest::build(&package).map(|elf| println!("{}", elf.display())).map(|()| ExitCode::SUCCESS),
         Task::Run(arguments) => run::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
+        Task::Bench(arguments) => bench::run(&arguments),
         Task::Ci => test::ci(),
         Task::Tidy { fix } => tidy(fix),
         Task::Lab(LabTask::Xen(arguments)) => lab::command::xen(&arguments).map(|()| ExitCode::SUCCESS),

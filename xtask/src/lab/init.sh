@@ -45,6 +45,19 @@ guest() {
 	echo "lab: ended $1 ${code:-none}" >&3
 }
 
+# paused NAME: creates the domain of /run/NAME.cfg, paused; then as `guest`.
+paused() {
+	[ -p /run/$1.in ] || mkfifo /run/$1.in
+	xl create -p /run/$1.cfg >/dev/null || return 1
+	follow $1 <>/run/$1.in >/dev/null 2>&1 &
+}
+follow() {
+	xl console -t pv $1 | while IFS= read -r line; do
+		echo "$1| $line" >&3
+	done
+	echo "lab: ended $1 none" >&3
+}
+
 # attach NAME: as `guest`, but the port is the guest's console, byte by byte, until it ends.
 attach() {
 	xl create -F -c /run/$1.cfg 2>/run/$1.xl <&3 >&3

@@ -228,6 +228,20 @@ impl Lab {
         Ok(Guest { name: name.clone(), cursor: start, start })
     }
 
+    /// Creates a guest that waits for `xl unpause`.
+    ///
+    /// # Errors
+    /// The lab died, or `xl` cannot create the guest.
+    pub(crate) fn create_paused(&mut self, domain: &Domain) -> Result<Guest> {
+        self.configure(domain)?;
+        let start = self.output.position();
+        let (status, text) = self.run(&format!("paused {}", domain.name), Duration::from_secs(30))?;
+        if status != 0 {
+            bail!("xl create: {}", text.trim());
+        }
+        Ok(Guest { name: domain.name.clone(), cursor: start, start })
+    }
+
     fn configure(&mut self, domain: &Domain) -> Result<()> {
         let command = format!("printf '%b' '{}' >/run/{}.cfg", escaped(&domain.config()), domain.name);
         self.run(&command, Duration::from_secs(10))?;

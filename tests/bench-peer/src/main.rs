@@ -1,0 +1,40 @@
+//! What a Linux guest runs in `cargo xtask bench`: the same commands on its console, the same answers as Janus.
+//!
+//! It serves the file system mounted on `/mnt` over HTTP by `sendfile(2)`, the cheapest way Linux has, and
+//! obeys `bench DISK seq|random BYTES DEPTH SECONDS` (O_DIRECT; `io_submit(2)` beyond depth 1) and `poweroff`.
+
+mod disk;
+mod http;
+
+use std::io::BufRead as _;
+
+fn main() {
+    if let Err(error) = http::start(80) {
+        println!("peer: no HTTP server: {error}");
+    }
+    println!("peer: ready");
+    for line in std::io::stdin().lock().lines() {
+        let Ok(line) = line else { break };
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match *words {
+            [] => {}
+            ["poweroff"] => break,
+            ["bench", device, pattern, size, depth, seconds] => {
+                let numbers = (size.parse(), depth.parse(), seconds.parse());
+                let (Ok(size), Ok(depth), Ok(seconds)) = numbers else {
+                    println!("peer: not numbers: {line}");
+                    continue;
+                };
+                match disk::bench(device, pattern == "random", size, depth, seconds) {
+                    Ok((requests, us)) => println!(
+                        "janus-bench: {{\"disk\":\"{device}\",\"random\":{},\"size\":{size},\"depth\":{depth},\
+                         \"requests\":{requests},\"us\":{us}}}",
+                        pattern == "random"
+                    ),
+                    Err(error) => println!("peer: {device}: {error}"),
+                }
+            }
+            _ => println!("peer: unknown command: {line}"),
+        }
+    }
+}

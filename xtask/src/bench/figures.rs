@@ -1,0 +1,161 @@
+//! Figures of the bench: samples, medians with their spread, ratios, the table.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+/// What is measured; the order is that of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Metric {
+    /// From the start of the machine to a served disk, in milliseconds.
+    Ready,
+    /// 1 MiB reads in sequence, one at a time, in MiB/s.
+    Sequential,
+    /// 4 KiB reads all over the disk, one at a time, a second.
+    Random1,
+    /// The same with 32 in flight.
+    Random32,
+    /// A 64 MiB file over HTTP, the first time, in MiB/s.
+    HttpCold,
+    /// The same again.
+    Http,
+}
+
+impl Metric {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ready => "start to ready, ms",
+            Self::Sequential => "sequential 1 MiB reads, MiB/s",
+            Self::Random1 => "random 4 KiB reads, 1 in flight, /s",
+            Self::Random32 => "random 4 KiB reads, 32 in flight, /s",
+            Self::HttpCold => "HTTP 64 MiB, first fetch, MiB/s",
+            Self::Http => "HTTP 64 MiB, again, MiB/s",
+        }
+    }
+
+    /// How often Janus beats Linux: above 1 is better, for times and for rates.
+    fn ratio(self, janus: f64, linux: f64) -> f64 {
+        if self == Self::Ready { linux / janus } else { janus / linux }
+    }
+}
+
+/// Who is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Side {
+    /// Our image.
+    Janus,
+    /// Debian's cloud kernel.
+    Linux,
+}
+
+/// All samples.
+#[derive(Debug, Default)]
+pub(crate) struct Figures {
+    samples: BTreeMap<(String, Metric, Side), Vec<f64>>,
+}
+
+/// Several samples in short.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+struct Spread {
+    median: f64,
+    min: f64,
+    max: f64,
+    samples: usize,
+}
+
+fn spread(samples: &[f64]) -> Option<Spread> {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let (min, max) = (*sorted.first()?, *sorted.last()?);
+    let low = *sorted.get((sorted.len() - 1) / 2)?;
+    let high = *sorted.get(sorted.len() / 2)?;
+    Some(Spread { median: f64::midpoint(low, high), min, max, samples: sorted.len() })
+}
+
+impl Figures {
+    /// Adds a sample.
+    pub(crate) fn add(&mut self, place: &str, metric: Metric, side: Side, value: f64) {
+        self.samples.entry((place.to_owned(), metric, side)).or_default().push(value);
+    }
+
+    fn rows(&self) -> Vec<(&str, Metric, Option<Spread>, Option<Spread>)> {
+        let mut keys: Vec<(&str, Metric)> =
+            self.samples.keys().map(|(place, metric, _)| (place.as_str(), *metric)).collect();
+        keys.dedup();
+        let get = |place: &str, metric, side| {
+            self.samples.get(&(place.to_owned(), metric, side)).and_then(|samples| spread(samples))
+        };
+        keys.into_iter()
+            .map(|(place, metric)| {
+                (place, metric, get(place, metric, Side::Janus), get(place, metric, Side::Linux))
+            })
+            .collect()
+    }
+
+    /// The table: medians with minimum and maximum, and the ratio.
+    pub(crate) fn table(&self) -> String {
+        let show = |spread: Option<Spread>| {
+            spread.map_or_else(
+                || "-".to_owned(),
+                |s| format!("{:.0} ({:.0}..{:.0})", s.median, s.min, s.max),
+            )
+        };
+        let mut table = format!(
+            "{:<8} {:<37} {:>24} {:>24} {:>7}\n",
+            "where", "what", "Janus", "Linux 6.1", "ratio"
+        );
+        for (place, metric, janus, linux) in self.rows() {
+            let ratio = match (janus, linux) {
+                (Some(janus), Some(linux)) => format!("{:.2}", metric.ratio(janus.median, linux.median)),
+                _ => "-".to_owned(),
+            };
+            table.push_str(&format!(
+                "{place:<8} {:<37} {:>24} {:>24} {ratio:>7}\n",
+                metric.name(),
+                show(janus),
+                show(linux)
+            ));
+        }
+        table
+    }
+
+    /// The same as JSON.
+    pub(crate) fn json(&self) -> serde_json::Value {
+        let rows: Vec<serde_json::Value> = self
+            .rows()
+            .into_iter()
+            .map(|(place, metric, janus, linux)| {
+                let ratio = janus.zip(linux).map(|(j, l)| metric.ratio(j.median, l.median));
+                serde_json::json!({
+                    "place": place, "metric": metric, "what": metric.name(),
+                    "janus": janus, "linux": linux, "ratio": ratio,
+                })
+            })
+            .collect();
+        serde_json::json!({ "unit_of_ratio": "above 1: Janus is better", "figures": rows })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_and_ratios_are_right_way_round() {
+        let mut figures = Figures::default();
+        for value in [30.0, 10.0, 20.0] {
+            figures.add("q35", Metric::Ready, Side::Janus, value);
+        }
+        for value in [400.0, 600.0] {
+            figures.add("q35", Metric::Ready, Side::Linux, value);
+        }
+        figures.add("q35", Metric::Http, Side::Janus, 200.0);
+        figures.add("q35", Metric::Http, Side::Linux, 100.0);
+        let table = figures.table();
+        assert!(table.contains("20 (10..30)") && table.contains("500 (400..600)"), "{table}");
+        assert!(table.contains(" 25.00\n") && table.contains(" 2.00\n"), "{table}");
+        assert_eq!(figures.json()["figures"].as_array().unwrap().len(), 2);
+    }
+}

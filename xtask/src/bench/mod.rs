@@ -1,0 +1,248 @@
+//! `cargo xtask bench`: Janus beside Debian's Linux, as guests of the same machine with the same disk and
+//! network, in turns, in one run.
+//!
+//! Absolute figures are those of an emulated CPU on this machine; the ratios are what counts.
+
+mod figures;
+mod guests;
+mod peer;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::console::Echo;
+use crate::lab::{Domain, Lab, Mode, Setup};
+use crate::qemu::{self, Boot, Disk, Machine, Vm};
+use crate::{disk, guest, packages};
+use figures::{Figures, Metric, Side};
+use guests::{InLab, InQemu, Subject};
+use peer::Peer;
+
+/// Where to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Where {
+    /// QEMU, virtio over PCI.
+    Q35,
+    /// QEMU, virtio over MMIO.
+    Microvm,
+    /// Real Xen, paravirtualised.
+    XenPv,
+    /// Real Xen, PVH.
+    XenPvh,
+}
+
+impl Where {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Q35 => "q35",
+            Self::Microvm => "microvm",
+            Self::XenPv => "xen-pv",
+            Self::XenPvh => "xen-pvh",
+        }
+    }
+}
+
+/// Measures Janus beside Debian's Linux as guests.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct BenchArguments {
+    /// Where; q35, microvm and xen-pv if not given. May be repeated.
+    #[arg(long = "on", value_enum)]
+    places: Vec<Where>,
+    /// Rounds: each boots both guests.
+    #[arg(long, default_value_t = 3)]
+    rounds: u32,
+    /// Seconds of each disk measurement.
+    #[arg(long, default_value_t = 2)]
+    seconds: u32,
+    /// Prints JSON instead of the table.
+    #[arg(long)]
+    json: bool,
+    /// Also writes the JSON to this file.
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+/// Guest memory, in MiB, for both.
+const MEMORY: u32 = 256;
+/// Fetches after the first.
+const FETCHES: u32 = 3;
+/// What a side prints when its disk is mounted, its address set and its server listening.
+const JANUS_READY: &[&str] = &["janus: ready", "has the address"];
+const LINUX_READY: &[&str] = &["peer: ready"];
+
+struct Bench<'a> {
+    arguments: &'a BenchArguments,
+    image: PathBuf,
+    disk: PathBuf,
+    figures: Figures,
+}
+
+/// Runs it.
+///
+/// # Errors
+/// Something it needs is missing, or a guest does not do its work.
+pub(crate) fn run(arguments: &BenchArguments) -> Result<ExitCode> {
+    packages::ensure(&[packages::QEMU, packages::CLOUD])?;
+    let image = guest::build(guest::DEFAULT_IMAGE)?;
+    let (disk, _) = disk::files()?;
+    let mut bench = Bench { arguments, image, disk, figures: Figures::default() };
+    let places = match &*arguments.places {
+        [] => &[Where::Q35, Where::Microvm, Where::XenPv][..],
+        places => places,
+    };
+    for place in places {
+        match place {
+            Where::Q35 => bench.qemu(*place, Machine::Q35, "virtio_pci")?,
+            Where::Microvm => bench.qemu(*place, Machine::Microvm, "virtio_mmio")?,
+            Where::XenPv => bench.xen(*place, Mode::Pv)?,
+            Where::XenPvh => bench.xen(*place, Mode::Pvh)?,
+        }
+    }
+    let json = serde_json::to_string_pretty(&bench.figures.json())?;
+    if let Some(file) = &arguments.output {
+        std::fs::write(file, &json)?;
+    }
+    if arguments.json {
+        println!("{json}");
+    } else {
+        println!("\n{}", bench.figures.table());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Bench<'_> {
+    fn qemu(&mut self, place: Where, machine: Machine, transport: &str) -> Result<()> {
+        let peer = peer::make(place.name(), &[transport, "virtio_blk", "virtio_net"])?;
+        for round in 1..=self.arguments.rounds {
+            for side in [Side::Janus, Side::Linux] {
+                eprintln!("janus: bench {}, round {round}, {side:?}", place.name());
+                let vm = self.vm(machine, side, &peer)?;
+                let mut subject = InQemu::start(&vm)?;
+                self.measure(place, side, "vda", &mut subject)
+                    .with_context(|| format!("{side:?} on {}", place.name()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn vm(&self, machine: Machine, side: Side, peer: &Peer) -> Result<Vm> {
+        let address = "10.0.2.15/24";
+        let mut vm = match side {
+            Side::Janus => {
+                let mut vm = Vm::new(machine, Boot::Kernel(self.image.clone()));
+                vm.append = format!("ip={address} gw=10.0.2.2");
+                vm
+            }
+            Side::Linux => {
+                let mut vm = Vm::new(machine, Boot::Kernel(peer.kernel.clone()));
+                vm.initrd = Some(peer.initramfs.clone());
+                vm.append = format!(
+                    "console=ttyS0 quiet panic=-1 reboot=t peer_disk=vda peer_address={address}"
+                );
+                vm
+            }
+        };
+        vm.memory_mib = MEMORY;
+        vm.disks.push(Disk { file: self.disk.clone(), keep_writes: false });
+        vm.forwards = Some(vec![(qemu::free_port(0)?, 80)]);
+        Ok(vm)
+    }
+
+    fn xen(&mut self, place: Where, mode: Mode) -> Result<()> {
+        let peer = peer::make(place.name(), &["xen-blkfront", "xen-netfront"])?;
+        let file = |name: &str, path: &Path| (name.to_owned(), path.to_owned());
+        let setup = Setup {
+            images: vec![
+                file("janus", &self.image),
+                file("linux", &peer.kernel),
+                file("initramfs", &peer.initramfs),
+            ],
+            disks: vec![self.disk.clone()],
+            dom0_mib: 768,
+            machine_mib: 1536,
+        };
+        let mut lab = Lab::start(&setup, Echo::Quiet)?;
+        // From memory: the disk of the emulated machine is not what is measured.
+        let (status, text) = lab.run("dd if=/dev/vda of=/dev/ram0 bs=1M", Duration::from_secs(60))?;
+        if status != 0 {
+            bail!("in dom0: {text}");
+        }
+        let address = "10.0.0.2/24";
+        for round in 1..=self.arguments.rounds {
+            for side in [Side::Janus, Side::Linux] {
+                eprintln!("janus: bench {}, round {round}, {side:?}", place.name());
+                let (kernel, ramdisk, command_line) = match side {
+                    Side::Janus => ("janus", None, format!("ip={address} gw=10.0.0.1")),
+                    Side::Linux => (
+                        "linux",
+                        Some("/images/initramfs".to_owned()),
+                        format!("console=hvc0 quiet panic=-1 peer_disk=xvda peer_address={address}"),
+                    ),
+                };
+                let domain = Domain {
+                    name: format!("b{round}{}", kernel),
+                    mode,
+                    kernel: format!("/images/{kernel}"),
+                    ramdisk,
+                    command_line,
+                    memory_mib: MEMORY,
+                    disks: vec!["/dev/ram0".to_owned()],
+                    network: true,
+                };
+                let mut subject = InLab::start(&mut lab, &domain)?;
+                self.measure(place, side, "xvda", &mut subject)
+                    .with_context(|| format!("{side:?} on {}", place.name()))?;
+                subject.destroy()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything that is measured of one boot.
+    fn measure(&mut self, place: Where, side: Side, disk: &str, subject: &mut dyn Subject) -> Result<()> {
+        let ready = subject.ready(if side == Side::Janus { JANUS_READY } else { LINUX_READY })?;
+        self.figures.add(place.name(), Metric::Ready, side, ready.as_secs_f64() * 1000.0);
+        let seconds = self.arguments.seconds;
+        for (metric, pattern, size, depth) in [
+            (Metric::Sequential, "seq", 1 << 20, 1),
+            (Metric::Random1, "random", 4096, 1),
+            (Metric::Random32, "random", 4096, 32),
+        ] {
+            let answer = subject.ask(&format!("bench {disk} {pattern} {size} {depth} {seconds}"), "janus-bench: ")?;
+            let rate = rate(&answer)?;
+            let value = if metric == Metric::Sequential { rate * f64::from(size) / f64::from(1 << 20) } else { rate };
+            self.figures.add(place.name(), metric, side, value);
+        }
+        for number in 0..=FETCHES {
+            let (bytes, seconds) = subject.fetch(&format!("/{}", disk::BIG_FILE))?;
+            if bytes != disk::BIG_FILE_BYTES as u64 {
+                bail!("{bytes} bytes came instead of {}", disk::BIG_FILE_BYTES);
+            }
+            let metric = if number == 0 { Metric::HttpCold } else { Metric::Http };
+            self.figures.add(place.name(), metric, side, 64.0 / seconds);
+        }
+        Ok(())
+    }
+}
+
+/// Requests a second, of `{"requests":N,"us":N,...}`.
+fn rate(answer: &str) -> Result<f64> {
+    let value: serde_json::Value = serde_json::from_str(answer).with_context(|| answer.to_owned())?;
+    let number = |name: &str| value.get(name).and_then(serde_json::Value::as_f64).context("a number is missing");
+    Ok(number("requests")? * 1e6 / number("us")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_come_from_the_guests_line() {
+        assert!((rate("{\"requests\":500,\"us\":250000}").unwrap() - 2000.0).abs() < 1e-9);
+        assert!(rate("{}").is_err() && rate("x").is_err());
+    }
+}
