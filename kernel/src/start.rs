@@ -46,6 +46,8 @@ extern "Rust" fn janus_kernel_start(info: BootInfo) -> ! {
     drop(task::spawn("power", power::obey()));
     if platform == Platform::Kvm {
         virtio::init(info.command_line);
+    } else {
+        xen::store::init(info);
     }
     power::exit(janus_main())
 }

@@ -3,9 +3,14 @@
 //! Event channels are in [`crate::irq::evtchn`], hypercalls in [`crate::hypercall`], paging by
 //! hypercall in [`crate::mm::paging::pv`].
 
+mod bus;
 pub mod console;
 pub mod grant;
 pub mod hal;
 pub mod shared_info;
 #[cfg(target_os = "none")]
 pub(crate) mod start;
+pub mod store;
+mod vbd;
+mod vif;
+pub mod xenstore;

@@ -18,6 +18,7 @@ use core::future::Future;
 use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
 
+use janus_front::xen::nodes::Nodes;
 use janus_proto::byte_ring::{ByteRing, ByteRingError, XENSTORE};
 use janus_proto::sync::AtomicU32;
 use janus_proto::xenstore::{
@@ -283,6 +284,29 @@ impl XenStore {
         }
     }
 
+    /// Nodes below `directory`, all asked for at once; those that are not there are left out.
+    ///
+    /// # Errors
+    /// [`XenStoreError`].
+    pub async fn read_nodes(&self, directory: &str, names: &[&str]) -> Result<Nodes, XenStoreError> {
+        let asked: Vec<_> = names
+            .iter()
+            .map(|name| {
+                let path = alloc::format!("{directory}/{name}");
+                (*name, self.ask(TransactionId::NONE, &Request::Read(&path)))
+            })
+            .collect();
+        let mut nodes = Nodes::default();
+        for (name, asked) in asked {
+            match asked.await {
+                Ok(value) => nodes.insert(name, &value),
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(nodes)
+    }
+
     /// Sets a node's value, creating it and its parents.
     ///
     /// # Errors
@@ -360,9 +384,14 @@ impl XenStore {
         let mut conflicts = 0;
         loop {
             let transaction = self.begin().await?;
+            let mut asked = Vec::with_capacity(nodes.len());
             for (name, value) in nodes {
                 let path = alloc::format!("{directory}/{name}");
-                transaction.write(&path, value.as_bytes()).await?;
+                let request = Request::Write { path: &path, value: value.as_bytes() };
+                asked.push(self.ask(transaction.id, &request));
+            }
+            for asked in asked {
+                asked.await?;
             }
             match transaction.commit().await {
                 Err(XenStoreError::Refused(StoreError::Again)) if conflicts < MAX_CONFLICTS => {
