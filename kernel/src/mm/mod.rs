@@ -7,5 +7,6 @@ pub mod bitmap;
 pub mod frames;
 pub mod heap;
 pub mod paging;
+pub mod reservation;
 pub mod slab;
 pub mod stack;
