@@ -15,22 +15,7 @@ use janus_proto::addr::Gpa;
 use spin::{Mutex, Once};
 
 use super::handler::KernelHandler;
-use super::{Polarity, Trigger};
-
-/// A virtio-mmio device that the byte code declares (`_HID` "LNRO0005").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MmioDevice {
-    /// Its registers.
-    pub base: Gpa,
-    /// Bytes of them.
-    pub len: u64,
-    /// Its interrupt.
-    pub gsi: u32,
-    /// How that signals.
-    pub trigger: Trigger,
-    /// Which level means something.
-    pub polarity: Polarity,
-}
+use super::{MmioDevice, Polarity, Trigger};
 
 /// The interpreter, made when first asked for; none without usable byte code. One user at a time.
 static INTERPRETER: Once<Option<Mutex<Interpreter<KernelHandler>>>> = Once::new();
@@ -53,8 +38,7 @@ fn make() -> Result<Interpreter<KernelHandler>, AcpiError> {
 }
 
 /// The virtio-mmio devices that the byte code declares, in its order.
-#[must_use]
-pub fn virtio_mmio_devices() -> Vec<MmioDevice> {
+pub(super) fn virtio_mmio_devices() -> Vec<MmioDevice> {
     let Some(interpreter) = interpreter() else { return Vec::new() };
     let interpreter = interpreter.lock();
     let mut paths = Vec::new();

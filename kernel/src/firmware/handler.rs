@@ -20,7 +20,7 @@ pub(super) struct KernelHandler;
 static MUTEXES: AtomicU32 = AtomicU32::new(0);
 
 /// Maps what is not mapped of a piece of physical memory, cached: tables lie in reserved RAM.
-fn map(address: usize, size: usize) {
+pub(super) fn map(address: usize, size: usize) {
     let first = address / PAGE_SIZE;
     let last = address.saturating_add(size.max(1) - 1) / PAGE_SIZE;
     for page in first..=last {

@@ -18,9 +18,45 @@ use spin::Once;
 use handler::KernelHandler;
 
 mod aml;
+mod dsdt;
 mod handler;
 
-pub use aml::{MmioDevice, soft_off_values, virtio_mmio_devices};
+pub use aml::soft_off_values;
+
+/// A virtio-mmio device that the byte code declares (`_HID` "LNRO0005").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MmioDevice {
+    /// Its registers.
+    pub base: Gpa,
+    /// Bytes of them.
+    pub len: u64,
+    /// Its interrupt.
+    pub gsi: u32,
+    /// How that signals.
+    pub trigger: Trigger,
+    /// Which level means something.
+    pub polarity: Polarity,
+}
+
+/// The virtio-mmio devices that the byte code declares, in its order.
+#[must_use]
+pub fn virtio_mmio_devices() -> Vec<MmioDevice> {
+    let Some(firmware) = tables() else { return Vec::new() };
+    match read_byte_code(firmware.root) {
+        Some(code) => dsdt::virtio_mmio(code).unwrap_or_else(aml::virtio_mmio_devices),
+        None => Vec::new(),
+    }
+}
+
+/// The DSDT's byte code, as it lies in memory.
+fn read_byte_code(root: Gpa) -> Option<&'static [u8]> {
+    let table = parse_root(root).ok()?.dsdt().ok()?;
+    let (address, len) = (table.phys_address, usize::try_from(table.length).ok()?);
+    handler::map(address, len);
+    // SAFETY: mapped for good by `map`, as long as the table's header says; nobody writes firmware tables.
+    let table = unsafe { core::slice::from_raw_parts(core::ptr::with_exposed_provenance(address), len) };
+    table.get(size_of::<acpi::sdt::SdtHeader>()..)
+}
 
 /// How a line signals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
