@@ -108,7 +108,7 @@ pub fn service() {
 #[must_use]
 pub fn is_strong() -> bool {
     // The CPU's source is asked when the first number is.
-    drop(random_u64());
+    let _ = random_u64();
     STRONG.load(Ordering::Relaxed)
 }
 

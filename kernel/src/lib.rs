@@ -1,5 +1,9 @@
 //! The guest kernel as a library: what a test image, or the default image, is built from.
 #![cfg_attr(target_os = "none", no_std)]
+#![cfg_attr(
+    not(target_os = "none"),
+    expect(dead_code, reason = "only the guest boots; its build has this lint on")
+)]
 
 extern crate alloc;
 

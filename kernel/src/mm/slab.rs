@@ -56,6 +56,7 @@ const CLASS_OF_SIZE: [u8; LARGEST / 16 + 1] = {
     let mut step = 0;
     let mut class = 0;
     while step < table.len() {
+        #[expect(clippy::indexing_slicing, reason = "evaluated by the compiler")]
         if CLASS_SIZES[class] < step * 16 {
             class += 1;
         }
@@ -304,7 +305,7 @@ mod tests {
             if held.len() < 400 && random(5) < 3 {
                 let class = random(CLASSES);
                 let object = slabs.take(class).unwrap();
-                let mark = (round % 251) as u8;
+                let mark = u8::try_from(round % 251).unwrap();
                 // SAFETY: the object is ours and this large.
                 unsafe { object.cast::<u8>().write_bytes(mark, CLASS_SIZES[class]) };
                 held.push((object, class, mark));

@@ -19,7 +19,6 @@ use x86_64::VirtAddr;
 use super::{DOUBLE_FAULT, MACHINE_CHECK, NMI};
 use crate::percpu::{self, CpuId};
 
-#[cfg(target_os = "none")]
 core::arch::global_asm!(include_str!("entry.s"), options(raw));
 
 /// Bytes in each interrupt stack.
@@ -56,7 +55,6 @@ static BOOT: BootTables = BootTables {
     stacks: [const { IstStack(UnsafeCell::new([0; IST_BYTES])) }; 3],
 };
 
-#[cfg(target_os = "none")]
 fn stubs() -> VirtAddr {
     unsafe extern "C" {
         static trap_stubs: u8;
@@ -68,7 +66,6 @@ fn stubs() -> VirtAddr {
 ///
 /// # Safety
 /// Called once, first thing on the boot CPU, natively, with interrupts masked.
-#[cfg(target_os = "none")]
 pub(crate) unsafe fn init() {
     // SAFETY: called once, before any table is loaded, so this is the only reference.
     let tables = unsafe { &mut *BOOT.tables.get() };
@@ -107,7 +104,6 @@ pub(crate) unsafe fn init() {
 }
 
 /// Loads the interrupt descriptor table, which all CPUs share.
-#[cfg(target_os = "none")]
 fn load_idt() {
     let base = VirtAddr::from_ptr(BOOT.idt.get());
     let pointer = DescriptorTablePointer { limit: 256 * 16 - 1, base };
@@ -116,7 +112,6 @@ fn load_idt() {
 }
 
 /// Points every gate to its stub.
-#[cfg(target_os = "none")]
 fn fill(idt: &mut Idt) {
     /// Exceptions that have a stack of their own, with its index in the TSS.
     const IST: [(u8, u16); 3] = [(DOUBLE_FAULT, 0), (NMI, 1), (MACHINE_CHECK, 2)];

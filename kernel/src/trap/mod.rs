@@ -13,6 +13,7 @@ use crate::platform::{self, Platform};
 use crate::power::{self, ExitStatus};
 
 pub mod fpu;
+#[cfg(target_os = "none")]
 pub mod idt;
 pub mod pv;
 

@@ -80,12 +80,6 @@ pub(crate) unsafe fn init(map: &[MemoryRange], sections: &[Section]) -> Result<(
     Ok(())
 }
 
-/// The top table, for CPUs that start later.
-#[must_use]
-pub(crate) fn root() -> u64 {
-    *ROOT.lock()
-}
-
 /// # Safety
 /// As [`super::map`].
 pub(super) unsafe fn map(va: usize, frame: Pfn, pages: usize, flags: Flags) -> Result<(), MapError> {
