@@ -5,6 +5,7 @@
 
 mod bus;
 pub mod console;
+mod control;
 pub mod grant;
 pub mod hal;
 pub mod shared_info;

@@ -12,7 +12,7 @@ use janus_proto::sync::AtomicU32;
 use spin::Once;
 
 use super::xenstore::XenStore;
-use super::{bus, hal};
+use super::{bus, control, hal};
 use crate::hypercall;
 use crate::irq::evtchn;
 use crate::mm::paging::pv;
@@ -64,6 +64,7 @@ pub(crate) fn init(info: &BootInfo) {
         Ok(channel) => {
             let _ = channel.keep();
             bus::start(Arc::clone(store), &hal::HAL);
+            control::start(Arc::clone(store));
         }
         Err(error) => log::error!("xenstore: {error}"),
     }
