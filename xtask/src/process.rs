@@ -86,7 +86,9 @@ impl Drop for Process {
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let mut process = spawn(command.stdin(Stdio::null()), Echo::Quiet)?;
-    match process.end(Instant::now() + Duration::from_mins(1))? {
+    let status = process.end(Instant::now() + Duration::from_mins(1))?;
+    process.errors.finished(Instant::now() + Duration::from_secs(1));
+    match status {
         Some(status) if status.success() => {}
         Some(status) => bail!("{name} failed ({status}){}", process.errors.tail(5)),
         None => bail!("{name} took more than a minute"),

@@ -14,6 +14,9 @@ use crate::qemu::Vm;
 /// How long anything may take before the guest counts as hung.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// How long a boot in QEMU may take.
+const BOOT_LIMIT: Duration = Duration::from_secs(20);
+
 /// A running guest.
 pub(crate) trait Subject {
     /// Waits for a line with each of `texts`, in any order; answers the time since the start.
@@ -64,7 +67,7 @@ impl InQemu {
 impl Subject for InQemu {
     fn ready(&mut self, texts: &[&str]) -> Result<Duration> {
         let mut left: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
-        let deadline = self.process.started + LIMIT;
+        let deadline = self.process.started + BOOT_LIMIT;
         let found = self.process.console.line(&mut self.cursor, deadline, |line| cross_off(&mut left, line));
         match found {
             Ok(((), at)) => Ok(at - self.process.started),
