@@ -62,3 +62,12 @@ fn completion_offers_commands_first_and_paths_after() {
     assert_eq!(block_on(complete("echo x; upt")), ["uptime"]);
     assert!(block_on(complete("cat /no")).is_empty());
 }
+
+#[test]
+fn xen_commands_say_that_there_is_no_xen_here() {
+    for line in ["grants", "xenstore ls", "xenstore read domid"] {
+        let (status, text) = run(line);
+        assert_eq!(status, Status::FAILURE, "{line}");
+        assert!(text.contains("there is no"), "{text}");
+    }
+}

@@ -10,6 +10,7 @@ mod general;
 mod network;
 mod stream;
 mod system;
+mod xen;
 
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -43,6 +44,7 @@ pub static TABLE: &[&[Command]] = &[
     network::COMMANDS,
     stream::COMMANDS,
     system::COMMANDS,
+    xen::COMMANDS,
 ];
 
 /// Bytes for people: exact below 10 KiB, then with a unit.
