@@ -253,6 +253,10 @@ pub trait ConsoleDevice: Send {
     fn write(&mut self, bytes: &[u8]) -> usize;
     /// Fills `buf` with input; answers how many bytes, 0 when there is none.
     fn read(&mut self, buf: &mut [u8]) -> usize;
+    /// Whether output was taken that the peer has not seen yet, and would not if the machine ended now.
+    fn output_pending(&mut self) -> bool {
+        false
+    }
 }
 
 /// A source of entropy outside the CPU. Methods never wait.

@@ -171,7 +171,7 @@ pub fn flush() {
         let mut waiting = false;
         for attached in &mut devices.list {
             attached.flush();
-            waiting |= !attached.backlog.is_empty();
+            waiting |= !attached.backlog.is_empty() || attached.device.output_pending();
         }
         if !waiting {
             return;

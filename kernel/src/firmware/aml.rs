@@ -1,11 +1,13 @@
 //! What only the byte code of DSDT and SSDTs knows: virtio-mmio devices, the way to soft-off.
 
+use alloc::vec;
 use alloc::vec::Vec;
 use core::str::FromStr;
 
 use acpi::AcpiError;
 use acpi::aml::namespace::{AmlName, NamespaceLevelKind};
 use acpi::aml::object::Object;
+use acpi::aml::pci_routing::{PciRoutingTable, Pin};
 use acpi::aml::resource::{
     InterruptPolarity, InterruptTrigger, MemoryRangeDescriptor, Resource, resource_descriptor_list,
 };
@@ -78,15 +80,68 @@ fn device(interpreter: &Interpreter<KernelHandler>, path: &AmlName) -> Result<Op
         base: Gpa(base),
         len,
         gsi: interrupt.irq,
-        trigger: match interrupt.trigger {
-            InterruptTrigger::Edge => Trigger::Edge,
-            InterruptTrigger::Level => Trigger::Level,
-        },
-        polarity: match interrupt.polarity {
-            InterruptPolarity::ActiveHigh => Polarity::High,
-            InterruptPolarity::ActiveLow => Polarity::Low,
-        },
+        trigger: interrupt.trigger.into(),
+        polarity: interrupt.polarity.into(),
     }))
+}
+
+/// A line of an interrupt controller, as a device is wired to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WiredLine {
+    /// Global system interrupt.
+    pub gsi: u32,
+    /// How it signals.
+    pub trigger: Trigger,
+    /// Which level means something.
+    pub polarity: Polarity,
+}
+
+/// Where interrupt pin `pin` (1 to 4) of `device` on PCI bus 0 goes, by the root bridge's `_PRT`
+/// (ACPI 6.5, 6.2.13).
+#[must_use]
+pub fn pci_line(device: u8, pin: u8) -> Option<WiredLine> {
+    let pin = match pin {
+        1 => Pin::IntA,
+        2 => Pin::IntB,
+        3 => Pin::IntC,
+        4 => Pin::IntD,
+        _ => return None,
+    };
+    let interpreter = interpreter()?.lock();
+    match route(&interpreter, device, pin) {
+        Ok(line) => Some(line),
+        Err(error) => {
+            log::warn!("ACPI interrupt routing of PCI device {device:#x}: {error:?}");
+            None
+        }
+    }
+}
+
+fn route(interpreter: &Interpreter<KernelHandler>, device: u8, pin: Pin) -> Result<WiredLine, AmlError> {
+    // The routing depends on the interrupt controller in use: 1 is the I/O APIC (ACPI 6.5, 5.8.1).
+    let model = Object::Integer(1).wrap();
+    interpreter.evaluate_if_present(AmlName::from_str("\\_PIC")?, vec![model])?;
+    let table = PciRoutingTable::from_prt_path(AmlName::from_str("\\_SB.PCI0._PRT")?, interpreter)?;
+    let line = table.route(device.into(), 0, pin, interpreter)?;
+    Ok(WiredLine { gsi: line.irq, trigger: line.trigger.into(), polarity: line.polarity.into() })
+}
+
+impl From<InterruptTrigger> for Trigger {
+    fn from(trigger: InterruptTrigger) -> Self {
+        match trigger {
+            InterruptTrigger::Edge => Self::Edge,
+            InterruptTrigger::Level => Self::Level,
+        }
+    }
+}
+
+impl From<InterruptPolarity> for Polarity {
+    fn from(polarity: InterruptPolarity) -> Self {
+        match polarity {
+            InterruptPolarity::ActiveHigh => Self::High,
+            InterruptPolarity::ActiveLow => Self::Low,
+        }
+    }
 }
 
 /// The SLP_TYP values of soft-off for PM1a and PM1b, from `\_S5` (ACPI 6.5, 7.4.2).

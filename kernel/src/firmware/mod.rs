@@ -21,7 +21,7 @@ mod aml;
 mod dsdt;
 mod handler;
 
-pub use aml::soft_off_values;
+pub use aml::{WiredLine, pci_line, soft_off_values};
 
 /// A virtio-mmio device that the byte code declares (`_HID` "LNRO0005").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

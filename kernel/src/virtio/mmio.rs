@@ -4,7 +4,6 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
-use alloc::vec;
 use alloc::vec::Vec;
 
 use janus_front::virtio::mmio::MmioTransport;
@@ -13,12 +12,8 @@ use janus_proto::abi::virtio::DeviceId;
 use janus_proto::addr::Gpa;
 
 use super::wake::Wake;
-use super::{Handled, StartError, pci, report};
-use crate::firmware::{MmioDevice, Polarity, Trigger};
-use crate::irq::ioapic;
-
-/// Looks at a device's interrupt status in one interrupt, at most.
-const ACKNOWLEDGE_ROUNDS: usize = 16;
+use super::{StartError, pci, report};
+use crate::firmware::{MmioDevice, Polarity, Trigger, WiredLine};
 
 /// The word of the command line, up to its value.
 const WORD: &[u8] = b"virtio_mmio.device=";
@@ -102,29 +97,9 @@ fn start_device(
         return Ok(None);
     }
     let wake = Arc::new(Wake::new());
-    let interrupts = transport.interrupts();
-    let handler_wake = Arc::clone(&wake);
-    let line = ioapic::register_gsi(
-        window.gsi,
-        window.trigger,
-        window.polarity,
-        "virtio-mmio",
-        Box::new(move || {
-            // Until nothing is left: an edge comes only after the line has gone down once.
-            for _ in 0..ACKNOWLEDGE_ROUNDS {
-                if interrupts.acknowledge().is_empty() {
-                    break;
-                }
-                handler_wake.interrupt();
-            }
-        }),
-    )?;
-    super::start(
-        Box::new(transport),
-        String::from(place),
-        wake,
-        vec![Handled::Line { _line: line }],
-    )
+    let wired = WiredLine { gsi: window.gsi, trigger: window.trigger, polarity: window.polarity };
+    let handlers = super::connect_wire(wired, "virtio-mmio", transport.interrupts(), &wake)?;
+    super::start(Box::new(transport), String::from(place), wake, handlers)
 }
 
 #[cfg(test)]

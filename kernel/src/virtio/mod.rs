@@ -22,8 +22,8 @@ use janus_proto::abi::virtio::DeviceId;
 use janus_proto::abi::virtio::pci::{MODERN_DEVICES, TRANSITIONAL_DEVICES, VENDOR};
 use janus_proto::addr::Gpa;
 
-use crate::firmware;
-use crate::irq::ioapic::Line;
+use crate::firmware::{self, WiredLine};
+use crate::irq::ioapic::{self, Line};
 use crate::irq::{IrqError, Registration, msi};
 use crate::sync::IrqMutex;
 use pci::{Function, Msix};
@@ -144,9 +144,12 @@ fn start_pci(function: Function, id: DeviceId) -> Result<Option<String>, StartEr
         return Ok(None);
     }
     let capabilities = Capabilities::read(&function)?;
-    let msix = Msix::enable(function).ok_or(StartError::NoInterrupt)?;
-    // One message for configuration changes and one for all queues: a device is served by one task.
-    let vectors = Vectors::Messages { entries: msix.entries().min(2) };
+    let msix = Msix::enable(function);
+    let vectors = match &msix {
+        // One message for configuration changes and one for all queues: a device is served by one task.
+        Some(msix) => Vectors::Messages { entries: msix.entries().min(2) },
+        None => Vectors::Line,
+    };
     let mut map = |window: Window| {
         let (base, len) = function.memory_bar(window.bar)?;
         let end = u64::from(window.offset) + u64::from(window.len);
@@ -155,9 +158,11 @@ fn start_pci(function: Function, id: DeviceId) -> Result<Option<String>, StartEr
     };
     let transport: Box<dyn Transport> =
         Box::new(PciTransport::new(id, capabilities, vectors, &mut map)?);
-    function.enable(pci::Line::Off);
     let wake = Arc::new(Wake::new());
-    let handlers = connect_messages(&msix, vectors, transport.interrupts(), &wake)?;
+    let handlers = match msix {
+        Some(msix) => connect_messages(&msix, vectors, transport.interrupts(), &wake)?,
+        None => connect_line(function, transport.interrupts(), &wake)?,
+    };
     start(transport, format!("pci {function}"), wake, handlers)
 }
 
@@ -190,6 +195,40 @@ fn connect_messages(
         install(queues, "virtio-queues", Box::new(move || wake.interrupt()))?;
     }
     Ok(installed)
+}
+
+/// Installs the handler of a device that has only its interrupt line, on bus 0.
+fn connect_line(function: Function, device: Interrupts, wake: &Arc<Wake>) -> Result<Vec<Handled>, StartError> {
+    if function.bus != 0 {
+        return Err(StartError::NoInterrupt);
+    }
+    let wired = firmware::pci_line(function.device, function.interrupt_pin()).ok_or(StartError::NoInterrupt)?;
+    function.enable(pci::Line::On);
+    connect_wire(wired, "virtio-line", device, wake)
+}
+
+/// Looks at a device's interrupt status in one interrupt, at most.
+const ACKNOWLEDGE_ROUNDS: usize = 16;
+
+/// Installs the handler of a device on a line of an I/O APIC.
+fn connect_wire(
+    wired: WiredLine,
+    name: &'static str,
+    device: Interrupts,
+    wake: &Arc<Wake>,
+) -> Result<Vec<Handled>, StartError> {
+    let wake = Arc::clone(wake);
+    let handler = Box::new(move || {
+        // Until nothing is left: an edge comes only after the line has gone down once.
+        for _ in 0..ACKNOWLEDGE_ROUNDS {
+            if device.acknowledge().is_empty() {
+                break;
+            }
+            wake.interrupt();
+        }
+    });
+    let line = ioapic::register_gsi(wired.gsi, wired.trigger, wired.polarity, name, handler)?;
+    Ok(alloc::vec![Handled::Line { _line: line }])
 }
 
 /// Starts the driver of a device whose interrupts are connected; `None`: there is no driver for it.

@@ -1,28 +1,54 @@
 //! One driver for each kind of device, and the task or registry entry that it belongs to.
+// UNSAFETY: vouches that every pointer of this kernel is its own guest physical address.
+#![expect(unsafe_code, reason = "the crate's queues share memory by pointer")]
 
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU32, Ordering};
+use core::time::Duration;
 
+use janus_front::class::BalloonDevice;
+use janus_front::dma::FrameSource;
+use janus_front::virtio::balloon::VirtioBalloon;
+use janus_front::virtio::baseline::IdentityFrames;
 use janus_front::virtio::blk::VirtioBlk;
+use janus_front::virtio::low_rate::{VirtioConsole, VirtioRng};
 use janus_front::virtio::net::VirtioNet;
 use janus_front::virtio::{InitError, Transport};
 use janus_proto::abi::virtio::DeviceId;
 
 use super::wake::Wake;
 use crate::block::Block;
-use crate::devices;
-use crate::mm::frames::FRAMES;
+use crate::mm::frames::{self, FRAMES};
 use crate::net::Net;
+use crate::sync::Notify;
+use crate::{console, devices, entropy, task, time};
 
 static BLOCKS: AtomicU32 = AtomicU32::new(0);
+static CONSOLES: AtomicU32 = AtomicU32::new(0);
+static ENTROPIES: AtomicU32 = AtomicU32::new(0);
+static BALLOONS: AtomicU32 = AtomicU32::new(0);
 static NETS: AtomicU32 = AtomicU32::new(0);
+
+/// The kernel's frames for the `virtio-drivers` crate.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity;
+
+// SAFETY: natively, where virtio is, all RAM is mapped at its guest physical address (`mm::paging`).
+unsafe impl IdentityFrames for Identity {
+    fn frames() -> &'static dyn FrameSource {
+        &FRAMES
+    }
+}
 
 /// Whether there is a driver for this kind of device.
 pub(super) fn known(id: DeviceId) -> bool {
-    matches!(id, DeviceId::BLOCK | DeviceId::NET)
+    matches!(
+        id,
+        DeviceId::BLOCK | DeviceId::NET | DeviceId::CONSOLE | DeviceId::ENTROPY | DeviceId::BALLOON
+    )
 }
 
 /// Starts a device; answers its name, `None` if there is no driver for it.
@@ -43,13 +69,61 @@ pub(super) fn start(
         DeviceId::NET => {
             let device = VirtioNet::new(transport, &FRAMES)?;
             let name = format!("eth{}", NETS.fetch_add(1, Ordering::Relaxed));
-            let net = Net::start(name.clone(), Box::new(device), &FRAMES, crate::cpu::rdtsc());
+            let net = Net::start(name.clone(), Box::new(device), &FRAMES, entropy::random_u64());
             let woken = Arc::clone(&net);
             wake.set(Box::new(move || woken.interrupt()));
             devices::add_net(net);
             Ok(Some(name))
         }
+        DeviceId::CONSOLE => {
+            let device = VirtioConsole::<Identity>::new(transport)?;
+            let id = console::attach(Box::new(device));
+            wake.set(Box::new(move || console::service(id)));
+            Ok(Some(format!("hvc{}", CONSOLES.fetch_add(1, Ordering::Relaxed))))
+        }
+        DeviceId::ENTROPY => {
+            entropy::attach(Box::new(VirtioRng::<Identity>::new(transport)?));
+            wake.set(Box::new(entropy::service));
+            Ok(Some(format!("rng{}", ENTROPIES.fetch_add(1, Ordering::Relaxed))))
+        }
+        DeviceId::BALLOON => {
+            let device = VirtioBalloon::new(transport, &FRAMES)?;
+            let name = format!("balloon{}", BALLOONS.fetch_add(1, Ordering::Relaxed));
+            let work = Arc::new(Notify::new());
+            let woken = Arc::clone(&work);
+            wake.set(Box::new(move || woken.notify()));
+            drop(task::spawn("balloon", inflate(name.clone(), device, work)));
+            Ok(Some(name))
+        }
         _ => Ok(None),
+    }
+}
+
+/// Pages that the balloon leaves to the kernel, whatever the host asks for.
+const RESERVE_PAGES: usize = 2048;
+/// Pages moved in one request.
+const STEP_PAGES: usize = 1024;
+/// How long to wait for memory that the host asks for and nobody has free.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Follows the host's wishes for good.
+async fn inflate(name: String, mut device: VirtioBalloon, work: Arc<Notify>) {
+    let mut reported = 0;
+    loop {
+        let spare = frames::statistics().free.saturating_sub(RESERVE_PAGES);
+        let (target, held) = (device.target_pages(), device.held_pages());
+        let limit = if target > held { spare.min(STEP_PAGES) } else { STEP_PAGES };
+        match device.step(limit) {
+            Ok(0) if device.busy() || target == held => work.notified().await,
+            Ok(0) => _ = time::timeout(RETRY, work.notified()).await,
+            Ok(_) => {}
+            Err(error) => return log::warn!("{name}: {error}"),
+        }
+        let held = device.held_pages();
+        if held != reported && !device.busy() {
+            reported = held;
+            log::info!("{name}: {held} of {} pages given up", device.target_pages());
+        }
     }
 }
 

@@ -19,8 +19,8 @@ use super::{InitError, Transport};
 use crate::class::{ConsoleDevice, EntropyDevice, PeerError};
 use crate::dma::DmaBuf;
 
-/// Entries of each queue.
-const SIZE: usize = 16;
+/// Entries of each queue: as many as QEMU's entropy source has, the smallest of these devices.
+const SIZE: usize = 8;
 /// Event index is left out: see the module's header.
 const FEATURES: u64 = feature::VERSION_1 | feature::ACCESS_PLATFORM;
 
@@ -109,7 +109,7 @@ pub struct VirtioConsole<S: IdentityFrames> {
     /// Received and not yet read.
     input: VecDeque<u8>,
     size: Option<(u16, u16)>,
-    dead: bool,
+    dead: Option<PeerError>,
 }
 
 /// Pages in each queue of a console.
@@ -141,7 +141,7 @@ impl<S: IdentityFrames> VirtioConsole<S> {
             idle: Vec::new(),
             input: VecDeque::new(),
             size,
-            dead: false,
+            dead: None,
         };
         for _ in 0..CONSOLE_PAGES {
             let empty = page::<S>().ok_or(InitError::Memory)?;
@@ -159,23 +159,34 @@ impl<S: IdentityFrames> VirtioConsole<S> {
         self.size
     }
 
-    fn broken(&mut self, error: PeerError) {
-        log::error!("virtio-console: {error}");
-        self.dead = true;
+    /// How the device broke the protocol, if it did; it is not used any more then.
+    #[must_use]
+    pub fn failure(&self) -> Option<PeerError> {
+        self.dead
     }
-}
 
-impl<S: IdentityFrames> ConsoleDevice for VirtioConsole<S> {
-    fn write(&mut self, bytes: &[u8]) -> usize {
-        let mut taken = 0;
-        while !self.dead {
+    /// Takes back the pages whose output the device has seen.
+    fn reclaim(&mut self) {
+        while self.dead.is_none() {
             match self.transmit.pop() {
                 Ok(Some((page, _))) => self.idle.push(page),
                 Ok(None) => break,
                 Err(error) => self.broken(error),
             }
         }
-        while !self.dead
+    }
+
+    /// Not logged: the log may end in this very console.
+    fn broken(&mut self, error: PeerError) {
+        self.dead = Some(error);
+    }
+}
+
+impl<S: IdentityFrames> ConsoleDevice for VirtioConsole<S> {
+    fn write(&mut self, bytes: &[u8]) -> usize {
+        let mut taken = 0;
+        self.reclaim();
+        while self.dead.is_none()
             && let Some(rest) = bytes.get(taken..).filter(|rest| !rest.is_empty())
             && let Some(mut page) = self.idle.pop()
         {
@@ -193,7 +204,7 @@ impl<S: IdentityFrames> ConsoleDevice for VirtioConsole<S> {
     }
 
     fn read(&mut self, buf: &mut [u8]) -> usize {
-        while !self.dead {
+        while self.dead.is_none() {
             match self.receive.pop() {
                 Ok(Some((page, len))) => {
                     let room = INPUT_LIMIT - self.input.len().min(INPUT_LIMIT);
@@ -209,6 +220,11 @@ impl<S: IdentityFrames> ConsoleDevice for VirtioConsole<S> {
             *to = from;
         }
         len
+    }
+
+    fn output_pending(&mut self) -> bool {
+        self.reclaim();
+        self.dead.is_none() && self.idle.len() < CONSOLE_PAGES
     }
 }
 
@@ -254,14 +270,17 @@ impl<S: IdentityFrames> EntropyDevice for VirtioRng<S> {
                 }
                 self.idle = Some(page);
             }
-            Ok(None) => {}
+            // Asked for only when somebody comes and finds nothing: a request that followed each
+            // completion would keep device and guest busy for ever.
+            Ok(None) => {
+                if let Some(page) = self.idle.take() {
+                    self.idle = self.queue.add(page, ENTROPY_REQUEST, &mut self.adapter.0).err();
+                }
+            }
             Err(error) => {
                 log::error!("virtio-rng: {error}");
                 self.dead = true;
             }
-        }
-        if let Some(page) = self.idle.take() {
-            self.idle = self.queue.add(page, ENTROPY_REQUEST, &mut self.adapter.0).err();
         }
         taken
     }
