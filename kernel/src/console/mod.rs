@@ -22,8 +22,10 @@ pub mod uart;
 const BACKLOG: usize = 256 << 10;
 /// Typed bytes that nobody has read yet; what comes beyond is lost, as on any terminal.
 const TYPED: usize = 4096;
-/// Tries to get rid of the backlog before the machine ends.
-const FLUSH_TRIES: u32 = 100_000;
+/// How long to wait for the devices to take the backlog before the machine ends.
+const FLUSH_NS: u64 = 200_000_000;
+/// Looks at them at most, should the clock stand still.
+const FLUSH_TRIES: u32 = 10_000_000;
 
 /// A device in the list of those behind the console; names it for [`service`] and [`detach`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,6 +167,7 @@ fn with_return(piece: &[u8], mut write: impl FnMut(&[u8])) {
 
 /// Tries for a while to get everything out that waits: before the machine ends.
 pub fn flush() {
+    let end_ns = platform::now_ns().saturating_add(FLUSH_NS);
     for _ in 0..FLUSH_TRIES {
         // A report after a failure may stand where the lock was held.
         let Some(mut devices) = DEVICES.try_lock() else { return };
@@ -173,7 +176,7 @@ pub fn flush() {
             attached.flush();
             waiting |= !attached.backlog.is_empty() || attached.device.output_pending();
         }
-        if !waiting {
+        if !waiting || platform::now_ns() > end_ns {
             return;
         }
         core::hint::spin_loop();
