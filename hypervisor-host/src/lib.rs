@@ -1,6 +1,11 @@
 //! The host side of Janus: the back halves of the Xen devices, as a library.
 //!
-//! Everything here can run in one process with a guest's frontends, which is how `tests/` uses it:
-//! [`xenstored`] is the daemon.
+//! Everything here can run in one process with a guest's frontends, which is how `tests/` uses it: [`xenstored`] is the
+//! daemon, [`blkback`] and [`netback`] serve a disk and a network card over granted pages, [`memory`] is how they see
+//! the guest, [`storage`] what a disk is made of.
 
+pub mod blkback;
+pub mod memory;
+pub mod netback;
+pub mod storage;
 pub mod xenstored;

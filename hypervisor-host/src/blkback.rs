@@ -1,0 +1,388 @@
+//! The back half of a Xen disk (`xen/include/public/io/blkif.h`).
+//!
+//! [`Blkback`] has the data path: requests are copied once, checked against the disk and the grants, and answered
+//! in order. Which nodes to write and read in xenstore is in [`nodes`](Blkback::offer) and [`Frontend`].
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use janus_proto::abi::xen_io::blkif::{
+    BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST, BLKIF_MAX_SEGMENTS_PER_REQUEST, BlkifOp, BlkifRequest,
+    BlkifRequestDiscard, BlkifRequestIndirect, BlkifResponse, BlkifSegment, BlkifStatus,
+    SEGMENTS_PER_INDIRECT_PAGE, SLOT_WORDS, VdiskInfo,
+};
+use janus_proto::addr::{GrantRef, Port};
+use janus_proto::grant::Access;
+use janus_proto::ring::{Back, RingError};
+use zerocopy::{FromZeros as _, IntoBytes as _, transmute};
+
+use crate::memory::{BadNode, FrontendNodes, GrantMapper, MapError, copy_in, copy_out};
+use crate::storage::{BlockBackend, SECTOR};
+
+/// Pages kept mapped at most, as Linux's backend: more are mapped for each request.
+const PERSISTENT_MAX: usize = 1056;
+/// Sectors in a page.
+const SECTORS_PER_PAGE: u8 = 8;
+
+/// What a backend offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlkbackFeatures {
+    /// `log2` of the ring's pages at most.
+    pub max_ring_page_order: u32,
+    /// Segments of an indirect request; 0: none are taken.
+    pub max_indirect_segments: u16,
+    /// Flush requests.
+    pub flush_cache: bool,
+    /// Barrier requests.
+    pub barrier: bool,
+    /// Discard requests.
+    pub discard: bool,
+    /// Pages stay mapped.
+    pub persistent: bool,
+}
+
+impl Default for BlkbackFeatures {
+    fn default() -> Self {
+        Self {
+            max_ring_page_order: 4,
+            max_indirect_segments: 256,
+            flush_cache: true,
+            barrier: true,
+            discard: true,
+            persistent: true,
+        }
+    }
+}
+
+/// What the frontend published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frontend {
+    /// Pages of the ring, in order.
+    pub ring: Vec<GrantRef>,
+    /// Where to notify it.
+    pub port: Port,
+    /// It keeps grants too.
+    pub persistent: bool,
+}
+
+impl Frontend {
+    /// Reads its directory through `read`.
+    ///
+    /// # Errors
+    /// A node is missing or nonsense, or the ring is larger than offered.
+    pub fn read(
+        read: &dyn Fn(&str) -> Option<String>,
+        offered: BlkbackFeatures,
+    ) -> Result<Self, BadNode> {
+        let nodes = FrontendNodes(read);
+        if read("protocol").is_some_and(|protocol| protocol != "x86_64-abi") {
+            return Err(BadNode("protocol"));
+        }
+        let ring = match nodes.optional::<u32>("ring-page-order")? {
+            None => vec![GrantRef(nodes.required("ring-ref")?)],
+            Some(order) if order > offered.max_ring_page_order || order > 8 => {
+                return Err(BadNode("ring-page-order"));
+            }
+            Some(order) => {
+                let page = |index: u32| read(&format!("ring-ref{index}"))?.parse().ok();
+                let pages: Option<Vec<u32>> = (0..1 << order).map(page).collect();
+                pages.ok_or(BadNode("ring-ref*"))?.into_iter().map(GrantRef).collect()
+            }
+        };
+        let port = Port(nodes.required("event-channel")?);
+        Ok(Self { ring, port, persistent: nodes.feature("feature-persistent") })
+    }
+}
+
+/// The connection is of no more use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlkbackError {
+    /// The frontend broke the ring.
+    Ring(RingError),
+    /// The ring cannot be mapped.
+    Map(MapError),
+}
+
+impl fmt::Display for BlkbackError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ring(error) => error.fmt(f),
+            Self::Map(error) => error.fmt(f),
+        }
+    }
+}
+
+/// What went through, for reports and tests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BlkbackCounters {
+    /// Requests answered.
+    pub requests: u64,
+    /// Of these, refused or failed.
+    pub errors: u64,
+    /// Of these, with indirect segments.
+    pub indirect: u64,
+}
+
+/// A connected disk.
+pub struct Blkback<G: GrantMapper, B> {
+    ring: Back<G::Mapping, SLOT_WORDS>,
+    mapper: G,
+    /// The disk itself.
+    pub disk: B,
+    features: BlkbackFeatures,
+    persistent: Option<BTreeMap<GrantRef, G::Mapping>>,
+    counters: BlkbackCounters,
+}
+
+impl<G: GrantMapper, B: fmt::Debug> fmt::Debug for Blkback<G, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Blkback")
+            .field("disk", &self.disk)
+            .field("features", &self.features)
+            .field("counters", &self.counters)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Nodes of the backend's directory to write before a frontend connects.
+#[must_use]
+pub fn offer_nodes(features: BlkbackFeatures) -> Vec<(&'static str, String)> {
+    vec![("max-ring-page-order", features.max_ring_page_order.to_string())]
+}
+
+/// Nodes of the backend's directory to write before it goes to Connected.
+#[must_use]
+pub fn detail_nodes(
+    features: BlkbackFeatures,
+    disk: &dyn BlockBackend,
+) -> Vec<(&'static str, String)> {
+    let flag = |on: bool| u8::from(on).to_string();
+    let info = if disk.is_read_only() { VdiskInfo::READONLY.bits() } else { 0 };
+    let mut nodes = vec![
+        ("sectors", disk.sectors().to_string()),
+        ("sector-size", SECTOR.to_string()),
+        ("physical-sector-size", SECTOR.to_string()),
+        ("info", info.to_string()),
+        ("feature-flush-cache", flag(features.flush_cache)),
+        ("feature-barrier", flag(features.barrier)),
+        ("feature-discard", flag(features.discard)),
+        ("feature-persistent", flag(features.persistent)),
+    ];
+    if features.max_indirect_segments > 0 {
+        nodes.push(("feature-max-indirect-segments", features.max_indirect_segments.to_string()));
+    }
+    nodes
+}
+
+impl<G: GrantMapper, B: BlockBackend> Blkback<G, B> {
+    /// Connects to a frontend that published its ring.
+    ///
+    /// # Errors
+    /// The ring cannot be mapped, or is nonsense.
+    pub fn connect(
+        mapper: G,
+        disk: B,
+        features: BlkbackFeatures,
+        frontend: &Frontend,
+    ) -> Result<Self, BlkbackError> {
+        let memory = mapper.map(&frontend.ring, Access::ReadWrite).map_err(BlkbackError::Map)?;
+        let ring = Back::attach(memory).map_err(BlkbackError::Ring)?;
+        let persistent = (features.persistent && frontend.persistent).then(BTreeMap::new);
+        let counters = BlkbackCounters::default();
+        Ok(Self { ring, mapper, disk, features, persistent, counters })
+    }
+
+    /// What went through so far.
+    #[must_use]
+    pub fn counters(&self) -> BlkbackCounters {
+        self.counters
+    }
+
+    /// Disconnects and gives the disk back; everything is unmapped.
+    pub fn disconnect(self) -> B {
+        self.disk
+    }
+
+    /// Does everything that is on the ring; `true`: notify the frontend.
+    ///
+    /// # Errors
+    /// The frontend broke the ring: disconnect.
+    pub fn serve(&mut self) -> Result<bool, BlkbackError> {
+        let mut notify = false;
+        loop {
+            while self.serve_one(&mut notify)? {}
+            if !self.ring.final_check_for_requests() {
+                return Ok(notify);
+            }
+        }
+    }
+
+    /// Does at most one request; `false`: there was none.
+    ///
+    /// # Errors
+    /// As [`Self::serve`].
+    pub fn serve_one(&mut self, notify: &mut bool) -> Result<bool, BlkbackError> {
+        let slot = self.ring.pop::<[u32; SLOT_WORDS]>().map_err(BlkbackError::Ring)?;
+        let Some(slot) = slot else { return Ok(false) };
+        let request: BlkifRequest = transmute!(slot);
+        let (operation, id, status) = match request.operation {
+            BlkifOp::INDIRECT => {
+                let request: BlkifRequestIndirect = prefix(&slot);
+                self.counters.indirect += 1;
+                (request.indirect_op, request.id, self.indirect(&request))
+            }
+            BlkifOp::DISCARD => {
+                let request: BlkifRequestDiscard = prefix(&slot);
+                (request.operation, request.id, self.discard(&request))
+            }
+            operation => (operation, request.id, self.direct(&request)),
+        };
+        self.counters.requests += 1;
+        self.counters.errors += u64::from(status != BlkifStatus::OKAY);
+        let response = BlkifResponse { id, operation, status, ..BlkifResponse::new_zeroed() };
+        self.ring.push(&response).map_err(BlkbackError::Ring)?;
+        *notify |= self.ring.publish();
+        Ok(true)
+    }
+
+    fn direct(&mut self, request: &BlkifRequest) -> BlkifStatus {
+        let count = usize::from(request.nr_segments);
+        let Some(segments) = request.seg.get(..count.min(BLKIF_MAX_SEGMENTS_PER_REQUEST)) else {
+            return BlkifStatus::ERROR;
+        };
+        if count > segments.len() {
+            return BlkifStatus::ERROR;
+        }
+        match request.operation {
+            BlkifOp::READ | BlkifOp::WRITE => {
+                self.transfer(request.operation, request.sector_number, segments)
+            }
+            BlkifOp::FLUSH_DISKCACHE if self.features.flush_cache => status(self.disk.flush()),
+            BlkifOp::WRITE_BARRIER if self.features.barrier => {
+                if self.disk.flush().is_err() {
+                    return BlkifStatus::ERROR;
+                }
+                if segments.is_empty() {
+                    return BlkifStatus::OKAY;
+                }
+                match self.transfer(BlkifOp::WRITE, request.sector_number, segments) {
+                    BlkifStatus::OKAY => status(self.disk.flush()),
+                    failed => failed,
+                }
+            }
+            _ => BlkifStatus::EOPNOTSUPP,
+        }
+    }
+
+    fn indirect(&mut self, request: &BlkifRequestIndirect) -> BlkifStatus {
+        if self.features.max_indirect_segments == 0 {
+            return BlkifStatus::EOPNOTSUPP;
+        }
+        let count = usize::from(request.nr_segments);
+        let pages = count.div_ceil(SEGMENTS_PER_INDIRECT_PAGE);
+        if request.nr_segments > self.features.max_indirect_segments
+            || pages > BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST
+            || !matches!(request.indirect_op, BlkifOp::READ | BlkifOp::WRITE)
+        {
+            return BlkifStatus::ERROR;
+        }
+        let mut segments = vec![BlkifSegment::new_zeroed(); count];
+        let grants = request.indirect_grefs.iter().take(pages);
+        for (grant, part) in grants.zip(segments.chunks_mut(SEGMENTS_PER_INDIRECT_PAGE)) {
+            let copied = self.mapper.map(&[*grant], Access::ReadOnly);
+            if !copied.is_ok_and(|page| copy_out(&page, 0, part.as_mut_bytes())) {
+                return BlkifStatus::ERROR;
+            }
+        }
+        self.transfer(request.indirect_op, request.sector_number, &segments)
+    }
+
+    /// Reads or writes the segments, all checked before the first byte moves.
+    fn transfer(
+        &mut self,
+        operation: BlkifOp,
+        start: u64,
+        segments: &[BlkifSegment],
+    ) -> BlkifStatus {
+        let fits = |s: &BlkifSegment| s.first_sect <= s.last_sect && s.last_sect < SECTORS_PER_PAGE;
+        let sectors: u64 = segments.iter().map(length).sum();
+        let end = start.checked_add(sectors);
+        let write = operation == BlkifOp::WRITE;
+        if segments.is_empty()
+            || !segments.iter().all(fits)
+            || end.is_none_or(|end| end > self.disk.sectors())
+            || (write && self.disk.is_read_only())
+        {
+            return BlkifStatus::ERROR;
+        }
+        let mut sector = start;
+        for segment in segments {
+            if self.segment(write, sector, segment).is_none() {
+                return BlkifStatus::ERROR;
+            }
+            sector += length(segment);
+        }
+        BlkifStatus::OKAY
+    }
+
+    fn segment(&mut self, write: bool, sector: u64, segment: &BlkifSegment) -> Option<()> {
+        let mut buf = [0; 4096];
+        let offset = usize::from(segment.first_sect) * SECTOR;
+        let buf = buf.get_mut(..usize::try_from(length(segment)).ok()? * SECTOR)?;
+        if !write {
+            self.disk.read(sector, buf).ok()?;
+        }
+        let moved = |page: &G::Mapping, buf: &mut [u8]| match write {
+            true => copy_out(page, offset, buf),
+            false => copy_in(page, offset, buf),
+        };
+        let copied = match &mut self.persistent {
+            Some(kept) => match kept.get(&segment.gref) {
+                Some(page) => moved(page, buf),
+                None => {
+                    // Kept for both directions, so that the next use may be the other one.
+                    let page = self.mapper.map(&[segment.gref], Access::ReadWrite).ok()?;
+                    let copied = moved(&page, buf);
+                    if kept.len() < PERSISTENT_MAX {
+                        kept.insert(segment.gref, page);
+                    }
+                    copied
+                }
+            },
+            None => {
+                let access = if write { Access::ReadOnly } else { Access::ReadWrite };
+                moved(&self.mapper.map(&[segment.gref], access).ok()?, buf)
+            }
+        };
+        if !copied {
+            return None;
+        }
+        if write { self.disk.write(sector, buf).ok() } else { Some(()) }
+    }
+
+    fn discard(&mut self, request: &BlkifRequestDiscard) -> BlkifStatus {
+        if !self.features.discard {
+            return BlkifStatus::EOPNOTSUPP;
+        }
+        let end = request.sector_number.checked_add(request.nr_sectors);
+        if self.disk.is_read_only() || end.is_none_or(|end| end > self.disk.sectors()) {
+            return BlkifStatus::ERROR;
+        }
+        status(self.disk.discard(request.sector_number, request.nr_sectors))
+    }
+}
+
+fn length(segment: &BlkifSegment) -> u64 {
+    // Called for unchecked segments too: a wrong one is refused later.
+    u64::from(segment.last_sect).saturating_sub(u64::from(segment.first_sect)) + 1
+}
+
+fn status(result: std::io::Result<()>) -> BlkifStatus {
+    if result.is_ok() { BlkifStatus::OKAY } else { BlkifStatus::ERROR }
+}
+
+/// Another layout of the same slot, which is at least as long.
+fn prefix<T: zerocopy::FromBytes>(slot: &[u32; SLOT_WORDS]) -> T {
+    const { assert!(size_of::<T>() <= SLOT_WORDS * 4) }
+    T::read_from_prefix(slot.as_bytes()).map_or_else(|_| T::new_zeroed(), |(value, _)| value)
+}

@@ -1,0 +1,136 @@
+//! The guest's memory as a back half sees it: only what was granted, only as atomics.
+
+use std::fmt;
+use std::ops::Deref;
+
+use janus_proto::abi::xen::grant_table::GrantStatus;
+use janus_proto::addr::GrantRef;
+use janus_proto::grant::Access;
+use janus_proto::sync::{AtomicU32, Ordering};
+
+/// A grant could not be mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapError(pub GrantStatus);
+
+impl fmt::Display for MapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the guest's page cannot be mapped: {:?}", self.0)
+    }
+}
+
+/// Maps what one guest granted to us.
+pub trait GrantMapper {
+    /// Mapped pages; dropping it unmaps them.
+    type Mapping: Deref<Target = [AtomicU32]>;
+    /// Maps whole pages, one behind the other in the order of `grants`.
+    ///
+    /// # Errors
+    /// One of them is not granted to us, or not for this access.
+    fn map(&self, grants: &[GrantRef], access: Access) -> Result<Self::Mapping, MapError>;
+}
+
+/// Copies bytes out of shared memory, each once; `false`: the range is outside.
+#[must_use]
+pub fn copy_out(words: &[AtomicU32], offset: usize, buf: &mut [u8]) -> bool {
+    if !inside(words, offset, buf.len()) {
+        return false;
+    }
+    let mut skip = offset % 4;
+    let mut rest = buf;
+    for word in words.iter().skip(offset / 4) {
+        let (part, later) = rest.split_at_mut(rest.len().min(4 - skip));
+        if part.is_empty() {
+            break;
+        }
+        let value = word.load(Ordering::Relaxed).to_ne_bytes();
+        for (to, from) in part.iter_mut().zip(value.iter().skip(skip)) {
+            *to = *from;
+        }
+        (rest, skip) = (later, 0);
+    }
+    true
+}
+
+/// Copies bytes into shared memory; `false`: the range is outside, and nothing was written.
+#[must_use]
+pub fn copy_in(words: &[AtomicU32], offset: usize, bytes: &[u8]) -> bool {
+    if !inside(words, offset, bytes.len()) {
+        return false;
+    }
+    let mut skip = offset % 4;
+    let mut rest = bytes;
+    for word in words.iter().skip(offset / 4) {
+        let (part, later) = rest.split_at(rest.len().min(4 - skip));
+        if part.is_empty() {
+            break;
+        }
+        let mut value = word.load(Ordering::Relaxed).to_ne_bytes();
+        for (to, from) in value.iter_mut().skip(skip).zip(part) {
+            *to = *from;
+        }
+        word.store(u32::from_ne_bytes(value), Ordering::Relaxed);
+        (rest, skip) = (later, 0);
+    }
+    true
+}
+
+fn inside(words: &[AtomicU32], offset: usize, len: usize) -> bool {
+    offset.checked_add(len).is_some_and(|end| end <= words.len() * 4)
+}
+
+/// What a frontend wrote into its directory is missing or nonsense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadNode(pub &'static str);
+
+impl fmt::Display for BadNode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the frontend's node {} is missing or nonsense", self.0)
+    }
+}
+
+/// Reads a frontend's directory: the value of a node, if it is there.
+pub(crate) struct FrontendNodes<'a>(pub(crate) &'a dyn Fn(&str) -> Option<String>);
+
+impl FrontendNodes<'_> {
+    /// A number, if the node is there.
+    pub(crate) fn optional<T: std::str::FromStr>(
+        &self,
+        node: &'static str,
+    ) -> Result<Option<T>, BadNode> {
+        (self.0)(node).map(|text| text.parse().map_err(|_| BadNode(node))).transpose()
+    }
+    /// A number that must be there.
+    pub(crate) fn required<T: std::str::FromStr>(&self, node: &'static str) -> Result<T, BadNode> {
+        self.optional(node)?.ok_or(BadNode(node))
+    }
+    /// A feature node: `1`.
+    pub(crate) fn feature(&self, node: &str) -> bool {
+        (self.0)(node).as_deref() == Some("1")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_come_and_go_at_any_alignment() {
+        for offset in 0..8 {
+            for len in 0..(17 - offset) {
+                let words: Vec<_> = (0..4).map(|_| AtomicU32::new(u32::MAX)).collect();
+                let bytes: Vec<u8> = (1..=len).map(|i| u8::try_from(i).unwrap()).collect();
+                assert!(copy_in(&words, offset, &bytes));
+                let mut whole = [0; 16];
+                assert!(copy_out(&words, 0, &mut whole));
+                let mut want = [0xff; 16];
+                want[offset..offset + len].copy_from_slice(&bytes);
+                assert_eq!(whole, want, "{offset} {len}");
+                let mut back = vec![0; len];
+                assert!(copy_out(&words, offset, &mut back));
+                assert_eq!(back, bytes);
+            }
+        }
+        let words: Vec<_> = (0..4).map(|_| AtomicU32::new(0)).collect();
+        assert!(!copy_in(&words, 16, &[1]) && !copy_out(&words, usize::MAX, &mut [0]));
+    }
+}

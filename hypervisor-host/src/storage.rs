@@ -1,0 +1,168 @@
+//! What a disk is made of, whatever the protocol in front of it.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+
+/// Bytes in a sector.
+pub const SECTOR: usize = 512;
+
+/// A disk image. Ranges are checked by the caller against [`Self::sectors`].
+pub trait BlockBackend {
+    /// Capacity in sectors.
+    fn sectors(&self) -> u64;
+    /// Whether writes are refused.
+    fn is_read_only(&self) -> bool;
+    /// Fills `buf` from `sector` on.
+    ///
+    /// # Errors
+    /// The medium failed.
+    fn read(&mut self, sector: u64, buf: &mut [u8]) -> io::Result<()>;
+    /// Stores `bytes` from `sector` on.
+    ///
+    /// # Errors
+    /// The medium failed.
+    fn write(&mut self, sector: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Makes completed writes stable.
+    ///
+    /// # Errors
+    /// The medium failed.
+    fn flush(&mut self) -> io::Result<()>;
+    /// Forgets a range; it reads as zeroes afterwards.
+    ///
+    /// # Errors
+    /// The medium failed.
+    fn discard(&mut self, sector: u64, sectors: u64) -> io::Result<()>;
+}
+
+/// A disk in memory.
+#[derive(Clone, Debug)]
+pub struct MemoryDisk {
+    /// The contents, a whole number of sectors.
+    pub bytes: Vec<u8>,
+    /// Refuses writes.
+    pub read_only: bool,
+    /// Flushes so far.
+    pub flushes: u64,
+}
+
+impl MemoryDisk {
+    /// A disk of zeroes.
+    #[must_use]
+    pub fn new(sectors: usize) -> Self {
+        Self { bytes: vec![0; sectors * SECTOR], read_only: false, flushes: 0 }
+    }
+
+    fn range(&mut self, sector: u64, len: usize) -> io::Result<&mut [u8]> {
+        let outside = || io::Error::from(io::ErrorKind::UnexpectedEof);
+        let start = usize::try_from(sector).ok().and_then(|sector| sector.checked_mul(SECTOR));
+        let start = start.ok_or_else(outside)?;
+        let end = start.checked_add(len).ok_or_else(outside)?;
+        self.bytes.get_mut(start..end).ok_or_else(outside)
+    }
+}
+
+impl BlockBackend for MemoryDisk {
+    fn sectors(&self) -> u64 {
+        (self.bytes.len() / SECTOR) as u64
+    }
+    fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+    fn read(&mut self, sector: u64, buf: &mut [u8]) -> io::Result<()> {
+        buf.copy_from_slice(self.range(sector, buf.len())?);
+        Ok(())
+    }
+    fn write(&mut self, sector: u64, bytes: &[u8]) -> io::Result<()> {
+        self.range(sector, bytes.len())?.copy_from_slice(bytes);
+        Ok(())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.flushes += 1;
+        Ok(())
+    }
+    fn discard(&mut self, sector: u64, sectors: u64) -> io::Result<()> {
+        let len = usize::try_from(sectors).unwrap_or(usize::MAX).saturating_mul(SECTOR);
+        self.range(sector, len)?.fill(0);
+        Ok(())
+    }
+}
+
+/// A disk in a file of the host.
+#[derive(Debug)]
+pub struct FileDisk {
+    file: File,
+    sectors: u64,
+    read_only: bool,
+}
+
+impl FileDisk {
+    /// The whole sectors of `file`.
+    ///
+    /// # Errors
+    /// Its size cannot be read.
+    pub fn new(file: File, read_only: bool) -> io::Result<Self> {
+        let sectors = file.metadata()?.len() / SECTOR as u64;
+        Ok(Self { file, sectors, read_only })
+    }
+}
+
+impl BlockBackend for FileDisk {
+    fn sectors(&self) -> u64 {
+        self.sectors
+    }
+    fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+    fn read(&mut self, sector: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buf, sector * SECTOR as u64)
+    }
+    fn write(&mut self, sector: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, sector * SECTOR as u64)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+    fn discard(&mut self, sector: u64, sectors: u64) -> io::Result<()> {
+        let zeroes = [0; 64 * SECTOR];
+        let (mut at, mut left) = (sector, sectors);
+        while left > 0 {
+            let count = left.min(64);
+            let len = usize::try_from(count).map_or(SECTOR, |count| count * SECTOR);
+            self.file.write_all_at(zeroes.get(..len).unwrap_or(&zeroes), at * SECTOR as u64)?;
+            (at, left) = (at + count, left - count);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(disk: &mut dyn BlockBackend) {
+        assert_eq!(disk.sectors(), 100);
+        disk.write(3, &[7; 3 * SECTOR]).unwrap();
+        disk.discard(4, 1).unwrap();
+        disk.flush().unwrap();
+        let mut buf = [1; 4 * SECTOR];
+        disk.read(2, &mut buf).unwrap();
+        let sectors: Vec<_> = buf.chunks(SECTOR).map(|s| (s[0], s[SECTOR - 1])).collect();
+        assert_eq!(sectors, [(0, 0), (7, 7), (0, 0), (7, 7)]);
+        disk.discard(0, 100).unwrap();
+        disk.read(3, &mut buf).unwrap();
+        assert!(buf.iter().all(|&byte| byte == 0));
+        assert!(disk.read(98, &mut buf).is_err(), "the end is checked again here");
+    }
+
+    #[test]
+    fn memory_and_file_are_the_same_disk() {
+        check(&mut MemoryDisk::new(100));
+        let path = std::env::temp_dir().join(format!("janus-disk-{}", std::process::id()));
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path);
+        let file = file.unwrap();
+        file.set_len(100 * 512 + 17).unwrap();
+        check(&mut FileDisk::new(file, false).unwrap());
+        std::fs::remove_file(path).unwrap();
+    }
+}
