@@ -1,22 +1,88 @@
-//! A network card on the xenbus.
+//! A network card on the xenbus: [`janus_front::xen::netfront`] between xenstore and the network stack.
 
+use alloc::boxed::Box;
+use alloc::format;
 use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use janus_front::class::NetOffloads;
+use janus_front::hal::XenHal;
+use janus_front::xen::grants::Grave;
+use janus_front::xen::netfront::Netfront;
+use janus_front::xen::netfront_xs::{OFFER_NODES, OWN_NODES, Offer, Ports};
+use janus_proto::addr::Port;
 use janus_proto::xenbus::Handshake;
 
 use super::bus::{BusError, Place};
+use crate::devices;
+use crate::irq::evtchn::{self, EventChannel, EventError};
+use crate::net::Net;
 
 /// A card in any state.
 #[derive(Default)]
-pub(super) struct Vif {}
+pub(super) struct Vif {
+    published: Option<Netfront>,
+    served: Option<(Arc<Net>, Vec<EventChannel>)>,
+    grave: Grave,
+}
 
 impl Vif {
     pub(super) const HANDSHAKE: Handshake = Handshake::Connected;
-    pub(super) async fn publish(&mut self, _: &Place) -> Result<(), BusError> {
-        Err(BusError::NoBackend)
+
+    /// Makes the rings and tells the backend of them.
+    pub(super) async fn publish(&mut self, place: &Place) -> Result<(), BusError> {
+        let backend = place.store.read_nodes(&place.back, OFFER_NODES).await?;
+        let own = place.store.read_nodes(&place.front, OWN_NODES).await?;
+        let offer = Offer::read(&backend, &own, NetOffloads::all())?;
+        let hal: &'static dyn XenHal = place.hal;
+        let mut device = Netfront::new(hal, place.peer, offer, self.grave.clone())?;
+        janus_front::class::NetDevice::kick(&mut device);
+        let nodes = device.publication();
+        self.published = Some(device);
+        Ok(place.store.write_all(&place.front, &nodes).await?)
     }
-    pub(super) fn connect(&mut self, _: &Place) -> Result<String, BusError> {
-        Err(BusError::NoBackend)
+
+    /// Registers the card; answers its name.
+    pub(super) fn connect(&mut self, place: &Place) -> Result<String, BusError> {
+        let Some(device) = self.published.take() else { return Err(BusError::NoBackend) };
+        let ports = device.ports();
+        let name = format!("eth{}", place.number);
+        let net =
+            Net::start(name.clone(), Box::new(device), place.hal.frames(), crate::cpu::rdtsc());
+        let attach = |port: Port| -> Result<EventChannel, EventError> {
+            let woken = Arc::clone(&net);
+            evtchn::attach(port, "vif", Box::new(move || woken.interrupt()))
+        };
+        let channels = match ports {
+            Ports::Shared(port) => [port].map(attach).into_iter().collect(),
+            Ports::Split { tx, rx } => [tx, rx].map(attach).into_iter().collect(),
+        };
+        let channels: Result<Vec<_>, EventError> = channels;
+        let channels = match channels {
+            Ok(channels) => channels,
+            Err(error) => {
+                net.detach();
+                return Err(error.into());
+            }
+        };
+        devices::add_net(Arc::clone(&net));
+        self.served = Some((net, channels));
+        Ok(name)
     }
-    pub(super) fn stop(&mut self) {}
-    pub(super) fn release(&mut self) {}
+
+    /// Takes the card out; its sockets end.
+    pub(super) fn stop(&mut self) {
+        if let Some((net, channels)) = self.served.take() {
+            devices::remove_net(&net);
+            drop(channels);
+        }
+        // It puts itself into the grave.
+        drop(self.published.take());
+    }
+
+    /// Frees what the backend has let go of.
+    pub(super) fn release(&mut self) {
+        self.grave.empty();
+    }
 }

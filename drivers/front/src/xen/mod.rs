@@ -10,5 +10,6 @@
 pub mod blkfront;
 pub mod blkfront_xs;
 pub mod grants;
+pub mod netfront;
 pub mod netfront_xs;
 pub mod nodes;

@@ -125,6 +125,10 @@ impl Daemon {
                 Err(error) => self.server.refuse(&message, error),
             }
         }
+        // Not even the index is written without need: a test spoils it.
+        if self.server.outgoing().is_empty() {
+            return came > 0;
+        }
         let sent = self.ring.write(self.server.outgoing()).unwrap();
         self.server.sent(sent);
         came + sent > 0
