@@ -6,8 +6,12 @@
 extern crate alloc;
 
 mod clocks;
+mod disks;
 mod memory;
+mod networks;
+mod randomness;
 mod tasks;
 mod traps;
+mod xen;
 
 janus_kernel::test_image!();

@@ -121,6 +121,9 @@ pub(crate) struct Case {
     /// Further words of the command line.
     #[serde(default)]
     pub(crate) append: String,
+    /// Commands in dom0 while the guest is created but does not run yet; `{id}` is its domain number.
+    #[serde(default)]
+    pub(crate) before: Vec<String>,
     #[serde(default)]
     pub(crate) steps: Vec<Step>,
     /// Texts that the console must hold. `{sha256:NAME}` stands for the sum of a file of the disk.
@@ -297,6 +300,7 @@ impl GuestTests {
             memory_mib: self.memory_mib,
             exec: None,
             append: format!("test={name}"),
+            before: Vec::new(),
             steps: Vec::new(),
             expect,
             reject: Vec::new(),

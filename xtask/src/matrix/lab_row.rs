@@ -115,6 +115,20 @@ impl Bench {
         Ok(Self { lab, disks, count: 0 })
     }
 
+    /// Creates a guest, lets dom0 do something to it, and lets it run.
+    fn create_prepared(&mut self, domain: &Domain, before: &[String], deadline: Instant) -> Result<Guest> {
+        let guest = self.lab.create_paused(domain)?;
+        let (_, id) = self.lab.run(&format!("xl domid {}", domain.name), left(deadline))?;
+        for command in before {
+            let (status, text) = self.lab.run(&command.replace("{id}", id.trim()), left(deadline))?;
+            if status != 0 {
+                bail!("`{command}` in dom0 ended with {status}: {}", text.trim());
+            }
+        }
+        self.lab.run(&format!("xl unpause {}", domain.name), left(deadline))?;
+        Ok(guest)
+    }
+
     /// Runs one test in a fresh domain.
     ///
     /// # Errors
@@ -136,7 +150,11 @@ impl Bench {
             domain.disks.push(self.disks.get(kind).context("a disk that was not set up")?.clone());
         }
         let deadline = Instant::now() + Duration::from_secs(case.timeout_s);
-        let mut guest = self.lab.create(&domain)?;
+        let mut guest = if case.before.is_empty() {
+            self.lab.create(&domain)?
+        } else {
+            self.create_prepared(&domain, &case.before, deadline)?
+        };
         let mut outcome = Run::default();
         let mut place = XenPlace { lab: &mut self.lab, guest: &mut guest };
         match steps::run(case, &mut place, deadline) {
