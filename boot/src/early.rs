@@ -32,7 +32,7 @@ pub(crate) use guest::{init_native, init_pv, write_to_xen, xen_memory_map};
 mod guest {
     use crate::hypercall::{self, Gate, hypercall};
     use core::arch::{asm, x86_64::__cpuid};
-    use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed, fence};
+    use core::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering::Relaxed, fence};
 
     const COM1: u16 = 0x3f8;
     const DEBUGCON: u16 = 0xe9;
@@ -46,7 +46,7 @@ mod guest {
 
     static OUTPUTS: AtomicU8 = AtomicU8::new(0);
     static GATE: AtomicU8 = AtomicU8::new(0);
-    static RING: AtomicU64 = AtomicU64::new(0);
+    static RING: AtomicUsize = AtomicUsize::new(0);
     static RING_PORT: AtomicU32 = AtomicU32::new(0);
 
     fn outb(port: u16, value: u8) {
@@ -96,7 +96,7 @@ mod guest {
     }
 
     /// Takes the console of a PV guest: the ring at virtual address `ring`, or `console_io`.
-    pub(crate) fn init_pv(ring: Option<(u64, u32)>) {
+    pub(crate) fn init_pv(ring: Option<(usize, u32)>) {
         GATE.store(Gate::Syscall as u8, Relaxed);
         let output = match ring {
             Some((address, port)) => {
@@ -137,12 +137,14 @@ mod guest {
         else {
             return false;
         };
-        let Ok(port) = u32::try_from(port) else { return false };
         // The boot tables map 4 GiB.
         if pfn == 0 || pfn >= 1 << 20 || port == 0 {
             return false;
         }
-        RING.store(pfn << 12, Relaxed);
+        let (Ok(ring), Ok(port)) = (usize::try_from(pfn << 12), u32::try_from(port)) else {
+            return false;
+        };
+        RING.store(ring, Relaxed);
         RING_PORT.store(port, Relaxed);
         true
     }
@@ -168,16 +170,16 @@ mod guest {
     pub(crate) fn xen_memory_map(info: &mut crate::BootInfo) {
         const XENMEM_MEMORY_MAP: u64 = 9;
         const ENTRY: usize = 20;
-        const ENTRIES: usize = 128;
+        const ENTRIES: u32 = 128;
         #[repr(C)]
         struct XenMemoryMap {
             nr_entries: u32,
             buffer: u64,
         }
         let Some(gate) = gate() else { return };
-        let mut table = [0u8; ENTRY * ENTRIES];
+        let mut table = [0u8; ENTRY * ENTRIES as usize];
         let mut map = XenMemoryMap {
-            nr_entries: ENTRIES as u32,
+            nr_entries: ENTRIES,
             buffer: table.as_mut_ptr().expose_provenance() as u64,
         };
         let address = (&raw mut map).expose_provenance() as u64;
@@ -222,13 +224,7 @@ mod guest {
             let address = bytes.as_ptr().expose_provenance() as u64;
             // SAFETY: the call reads `bytes`.
             let _ = unsafe {
-                hypercall(
-                    gate,
-                    hypercall::CONSOLE_IO,
-                    CONSOLEIO_WRITE,
-                    bytes.len() as u64,
-                    address,
-                )
+                hypercall(gate, hypercall::CONSOLE_IO, CONSOLEIO_WRITE, bytes.len() as u64, address)
             };
         }
         if outputs & TO_RING != 0 {
@@ -237,22 +233,22 @@ mod guest {
     }
 
     // struct xencons_interface: in[1024], out[2048], in_cons, in_prod, out_cons, out_prod.
-    const OUT: u64 = 1024;
-    const OUT_SIZE: u32 = 2048;
-    const OUT_CONS: u64 = 3080;
-    const OUT_PROD: u64 = 3084;
+    const OUT: usize = 1024;
+    const OUT_SIZE: usize = 2048;
+    const OUT_CONS: usize = 3080;
+    const OUT_PROD: usize = 3084;
 
     fn write_to_ring(gate: Gate, bytes: &[u8]) {
         let ring = RING.load(Relaxed);
-        let index = |offset: u64| -> &'static AtomicU32 {
-            let pointer = core::ptr::with_exposed_provenance::<AtomicU32>((ring + offset) as usize);
+        let index = |offset: usize| -> &'static AtomicU32 {
+            let pointer = core::ptr::with_exposed_provenance::<AtomicU32>(ring + offset);
             // SAFETY: `ring` is the page that the hypervisor named as console ring, mapped and never
             // unmapped; the indices are aligned, and only ever seen as atomics.
             unsafe { &*pointer }
         };
         let slot = |position: u32| -> &'static AtomicU8 {
-            let offset = OUT + u64::from(position % OUT_SIZE);
-            let pointer = core::ptr::with_exposed_provenance::<AtomicU8>((ring + offset) as usize);
+            let offset = OUT + position as usize % OUT_SIZE;
+            let pointer = core::ptr::with_exposed_provenance::<AtomicU8>(ring + offset);
             // SAFETY: as above; the masked position stays inside `out`.
             unsafe { &*pointer }
         };
@@ -260,7 +256,7 @@ mod guest {
             let prod = index(OUT_PROD).load(Relaxed);
             // Bounded: what nobody drains is dropped rather than waited for.
             let mut patience = 10_000;
-            while prod.wrapping_sub(index(OUT_CONS).load(Relaxed)) >= OUT_SIZE {
+            while prod.wrapping_sub(index(OUT_CONS).load(Relaxed)) as usize >= OUT_SIZE {
                 if patience == 0 {
                     return;
                 }
@@ -284,8 +280,7 @@ mod guest {
         let port = RING_PORT.load(Relaxed);
         let address = (&raw const port).expose_provenance() as u64;
         // SAFETY: the call reads the port.
-        let _ =
-            unsafe { hypercall(gate, hypercall::EVENT_CHANNEL_OP, EVTCHNOP_SEND, address, 0) };
+        let _ = unsafe { hypercall(gate, hypercall::EVENT_CHANNEL_OP, EVTCHNOP_SEND, address, 0) };
     }
 
     fn sched_op(gate: Gate, op: u64, argument: u64) {

@@ -108,6 +108,7 @@ extern "C" fn xen_pv_start(start_info: u64) -> ! {
     if let crate::Protocol::XenPv(start_info) = &info.protocol
         && let Some(console) = start_info.console
         && let Some(ring) = find_frame(start_info, console.mfn.0)
+        && let Ok(ring) = usize::try_from(ring)
     {
         early::init_pv(Some((ring, console.port.0)));
     }
@@ -116,13 +117,7 @@ extern "C" fn xen_pv_start(start_info: u64) -> ! {
     const UVMF_INVLPG: u64 = 2;
     // SAFETY: nothing lies in the guard page; Xen validates the rest.
     let _ = unsafe {
-        hypercall(
-            Gate::Syscall,
-            hypercall::UPDATE_VA_MAPPING,
-            Image::stack_guard(),
-            0,
-            UVMF_INVLPG,
-        )
+        hypercall(Gate::Syscall, hypercall::UPDATE_VA_MAPPING, Image::stack_guard(), 0, UVMF_INVLPG)
     };
     // SAFETY: the kernel defines it with this signature (`janus_kernel::start`).
     unsafe { janus_kernel_start(info) }
@@ -134,7 +129,8 @@ fn find_frame(start_info: &crate::start_info::StartInfo, mfn: u64) -> Option<u64
     let memory = Identity { limit: u64::MAX };
     let list = memory.bytes(start_info.mfn_list, start_info.nr_pages.checked_mul(8)?)?;
     let is_it = |pfn: &u64| {
-        usize::try_from(*pfn).ok().and_then(|pfn| crate::memory::read_u64(list, pfn * 8)) == Some(mfn)
+        usize::try_from(*pfn).ok().and_then(|pfn| crate::memory::read_u64(list, pfn * 8))
+            == Some(mfn)
     };
     let near = start_info.address / PAGE_SIZE as u64;
     let last_mapped = (start_info.bootstrap_end / PAGE_SIZE as u64).min(start_info.nr_pages);
@@ -170,7 +166,9 @@ fn find_rsdp(info: &BootInfo) -> Option<Gpa> {
     let memory = Identity { limit: 1 << 32 };
     let is_rsdp = |bytes: &[u8]| {
         bytes.starts_with(b"RSD PTR ")
-            && bytes.get(..20).is_some_and(|head| head.iter().fold(0u8, |a, &b| a.wrapping_add(b)) == 0)
+            && bytes
+                .get(..20)
+                .is_some_and(|head| head.iter().fold(0u8, |a, &b| a.wrapping_add(b)) == 0)
     };
     let acpi = info
         .memory

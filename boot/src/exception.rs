@@ -55,7 +55,13 @@ extern "C" fn early_exception(frame: &Frame) -> ! {
             console,
             "janus: exception {} error {:#x} at rip {:#x} before the kernel has traps\n\
              janus: cr2 {cr2:#x} rsp {:#x} rflags {:#x} cs {:#x} ss {:#x}",
-            frame.vector, frame.error_code, frame.rip, frame.rsp, frame.rflags, frame.cs & 0xffff, frame.ss
+            frame.vector,
+            frame.error_code,
+            frame.rip,
+            frame.rsp,
+            frame.rflags,
+            frame.cs & 0xffff,
+            frame.ss
         );
         let _ = writeln!(
             console,
@@ -98,7 +104,8 @@ pub(crate) fn load_native() {
     let stack = (&raw const exception_stack_top).addr() as u64;
     let tss = TSS.0.get();
     let idt = IDT.0.get();
-    let gdt = core::ptr::with_exposed_provenance_mut::<u64>((&raw const boot_gdt).expose_provenance());
+    let gdt =
+        core::ptr::with_exposed_provenance_mut::<u64>((&raw const boot_gdt).expose_provenance());
     let tss_address = tss.expose_provenance() as u64;
 
     let mut tss_image = [0u32; 26];
@@ -124,10 +131,8 @@ pub(crate) fn load_native() {
     unsafe { idt.write(gates) };
 
     // Available 64-bit TSS at selector 0x18.
-    let descriptor = 103
-        | (tss_address & 0xff_ffff) << 16
-        | 0x89 << 40
-        | (tss_address >> 24 & 0xff) << 56;
+    let descriptor =
+        103 | (tss_address & 0xff_ffff) << 16 | 0x89 << 40 | (tss_address >> 24 & 0xff) << 56;
     // SAFETY: the boot GDT has room for the two halves at 0x18 and nobody has loaded them yet.
     unsafe { gdt.add(3).write(descriptor) };
     // SAFETY: as above.
@@ -148,7 +153,6 @@ pub(crate) fn load_native() {
 fn halves(value: u64) -> (u32, u32) {
     #[expect(clippy::cast_possible_truncation, reason = "the low half is meant")]
     let low = value as u32;
-    #[expect(clippy::cast_possible_truncation, reason = "shifted down")]
     let high = (value >> 32) as u32;
     (low, high)
 }
@@ -170,12 +174,14 @@ pub(crate) fn load_pv() {
     for vector in 0u8..32 {
         // Vector 2 comes by nmi_op, and 15 and 22 to 31 do not exist under PV. A zero address ends
         // the table.
-        if vector != 2 && vector != 15 && vector < 22 {
-            if let Some(entry) = table.get_mut(used) {
-                // Flag 4: mask events while the handler runs.
-                *entry = TrapInfo { vector, flags: 4, cs: FLAT_KERNEL_CS64, address };
-                used += 1;
-            }
+        if vector != 2
+            && vector != 15
+            && vector < 22
+            && let Some(entry) = table.get_mut(used)
+        {
+            // Flag 4: mask events while the handler runs.
+            *entry = TrapInfo { vector, flags: 4, cs: FLAT_KERNEL_CS64, address };
+            used += 1;
         }
         address += STUB_SIZE;
     }

@@ -1,6 +1,9 @@
 //! The image's own extent and parts, from the linker script (`link.ld`).
 // UNSAFETY: names the linker script's symbols; only their addresses are taken.
-#![cfg_attr(target_os = "none", expect(unsafe_code, reason = "extern symbols of the linker script"))]
+#![cfg_attr(
+    target_os = "none",
+    expect(unsafe_code, reason = "extern symbols of the linker script")
+)]
 
 /// A page-aligned part of the image, as addresses.
 pub type Part = core::ops::Range<u64>;
@@ -61,11 +64,15 @@ impl Image {
     /// The symbol table, if `cargo xtask build` has put one in.
     #[must_use]
     pub fn symbols() -> Option<crate::symbols::Table<'static>> {
-        let start = symbol_address!(janus_symbols_start);
-        let len = symbol_address!(janus_symbols_end) - start;
-        // The linker's symbols: both are addresses inside the image.
-        let pointer = core::ptr::with_exposed_provenance::<u8>(start as usize);
-        // SAFETY: the linker script reserves the range in read-only data.
-        crate::symbols::Table::new(unsafe { core::slice::from_raw_parts(pointer, len as usize) })
+        unsafe extern "C" {
+            static janus_symbols_start: u8;
+            static janus_symbols_end: u8;
+        }
+        let start = (&raw const janus_symbols_start).expose_provenance();
+        let len = (&raw const janus_symbols_end).addr() - start;
+        // The symbol itself is one byte; the table is all of the image behind it.
+        let start = core::ptr::with_exposed_provenance(start);
+        // SAFETY: the linker script reserves the range, in read-only data.
+        crate::symbols::Table::new(unsafe { core::slice::from_raw_parts(start, len) })
     }
 }

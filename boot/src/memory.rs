@@ -96,7 +96,9 @@ impl MemoryMap {
         let mut pieces: ArrayVec<MemoryRange, MAX_RANGES> = ArrayVec::new();
         let mut push = |start: u64, end: u64, kind| {
             if start < end
-                && pieces.try_push(MemoryRange { start: Gpa(start), len: end - start, kind }).is_err()
+                && pieces
+                    .try_push(MemoryRange { start: Gpa(start), len: end - start, kind })
+                    .is_err()
             {
                 problems |= Problems::MEMORY_MAP_TRUNCATED;
             }
@@ -219,8 +221,7 @@ mod tests {
     #[test]
     fn the_less_usable_kind_wins_an_overlap() {
         use MemoryKind::{AcpiNvs, Reserved, Usable};
-        let expected =
-            [(0, 0x1000, Usable), (0x1000, 0x2000, Reserved), (0x2000, 0x4000, Usable)];
+        let expected = [(0, 0x1000, Usable), (0x1000, 0x2000, Reserved), (0x2000, 0x4000, Usable)];
         assert_eq!(map_of(&[(0, 0x4000, Usable), (0x1000, 0x1000, Reserved)]), expected);
         assert_eq!(map_of(&[(0x1000, 0x1000, Reserved), (0, 0x4000, Usable)]), expected);
         assert_eq!(
@@ -232,17 +233,11 @@ mod tests {
     #[test]
     fn a_wrapping_range_is_left_out_and_too_many_are_noted() {
         let mut map = MemoryMap::new();
-        assert_eq!(
-            map.add(u64::MAX - 5, 10, MemoryKind::Usable),
-            Problems::MEMORY_RANGE_REJECTED
-        );
+        assert_eq!(map.add(u64::MAX - 5, 10, MemoryKind::Usable), Problems::MEMORY_RANGE_REJECTED);
         for i in 0..MAX_RANGES as u64 {
             assert_eq!(map.add(i * 0x2000, 0x1000, MemoryKind::Usable), Problems::empty());
         }
-        assert_eq!(
-            map.add(1 << 40, 0x1000, MemoryKind::Usable),
-            Problems::MEMORY_MAP_TRUNCATED
-        );
+        assert_eq!(map.add(1 << 40, 0x1000, MemoryKind::Usable), Problems::MEMORY_MAP_TRUNCATED);
         assert_eq!(map.ranges().len(), MAX_RANGES);
     }
 

@@ -1,8 +1,6 @@
 //! Multiboot 1 and 2 information (Multiboot Specification 0.6.96, 3.3; Multiboot2 2.0, 3.6).
 
-use crate::memory::{
-    MAX_COMMAND_LINE, MemoryKind, PhysicalMemory, c_string, read_u32, read_u64,
-};
+use crate::memory::{MAX_COMMAND_LINE, MemoryKind, PhysicalMemory, c_string, read_u32, read_u64};
 use crate::{BootError, BootInfo, Door, Problems, Protocol};
 use janus_proto::addr::Gpa;
 
@@ -146,11 +144,7 @@ fn parse2(
             return Ok(info);
         };
         let text = |from: usize| {
-            tag.get(from..)
-                .unwrap_or_default()
-                .split(|&byte| byte == 0)
-                .next()
-                .unwrap_or_default()
+            tag.get(from..).unwrap_or_default().split(|&byte| byte == 0).next().unwrap_or_default()
         };
         let tag_address = address + offset as u64;
         match kind {
@@ -222,7 +216,9 @@ mod tests {
 
     #[test]
     fn only_qemu_puts_the_file_name_into_the_command_line() {
-        for (loader, line) in [(&b"qemu"[..], &b"log=debug"[..]), (b"GRUB 2.06", b"/janus log=debug")] {
+        for (loader, line) in
+            [(&b"qemu"[..], &b"log=debug"[..]), (b"GRUB 2.06", b"/janus log=debug")]
+        {
             let memory = FakeMemory::new(BASE, info1(loader));
             let info = parse(&memory, MAGIC1, BASE, IMAGE).unwrap();
             assert_eq!(info.command_line, line);
@@ -275,7 +271,8 @@ mod tests {
                     let mut bad = good.clone();
                     bad[at] = value;
                     // Any answer will do but a panic or a hang.
-                    let _ = parse(&FakeMemory::new(BASE, bad), magic, BASE, IMAGE).map(|i| i.problems);
+                    let _ =
+                        parse(&FakeMemory::new(BASE, bad), magic, BASE, IMAGE).map(|i| i.problems);
                 }
             }
         }

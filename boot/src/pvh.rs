@@ -81,16 +81,10 @@ pub fn parse(
     Ok(info)
 }
 
-fn read_memory_map(
-    memory: &impl PhysicalMemory,
-    info: &mut BootInfo,
-    table: u64,
-    entries: u64,
-) {
+fn read_memory_map(memory: &impl PhysicalMemory, info: &mut BootInfo, table: u64, entries: u64) {
     for index in 0..entries {
-        let entry = table
-            .checked_add(index * MEMMAP_ENTRY)
-            .and_then(|at| memory.bytes(at, MEMMAP_ENTRY));
+        let entry =
+            table.checked_add(index * MEMMAP_ENTRY).and_then(|at| memory.bytes(at, MEMMAP_ENTRY));
         let Some(entry) = entry else {
             info.problems |= Problems::TABLE_TRUNCATED;
             break;
@@ -144,7 +138,10 @@ mod tests {
         assert_eq!(info.command_line, b"console=hvc0");
         assert_eq!(info.rsdp, Some(Gpa(0xf_1234)));
         assert_eq!(info.memory.usable_bytes(), 0x9_f000 + 0x100_0000);
-        assert_eq!((info.modules[0].data, info.modules[0].command_line), (&b"hello"[..], &b"initrd"[..]));
+        assert_eq!(
+            (info.modules[0].data, info.modules[0].command_line),
+            (&b"hello"[..], &b"initrd"[..])
+        );
         assert_eq!(info.problems, Problems::empty());
     }
 

@@ -197,7 +197,9 @@ mod tests {
     fn everything_xen_placed_is_reserved() {
         let info = parse(&FakeMemory::new(BASE, start_info(0)), BASE, IMAGE).unwrap();
         // Tables are 5 pages from 0x283000, then the stack.
-        assert!(info.reserved.iter().any(|r| r.start.0 == 0x24_0000 && r.start.0 + r.len == 0x28_9000));
+        assert!(
+            info.reserved.iter().any(|r| r.start.0 == 0x24_0000 && r.start.0 + r.len == 0x28_9000)
+        );
     }
 
     #[test]

@@ -6,7 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use object::elf::{FileHeader64, PT_LOAD, SHF_ALLOC, SHT_NOBITS, SHT_STRTAB, SHT_SYMTAB, SectionHeader64, SymbolSection};
+use object::elf::{
+    FileHeader64, PT_LOAD, SHF_ALLOC, SHT_NOBITS, SHT_STRTAB, SHT_SYMTAB, SectionHeader64,
+    SymbolSection,
+};
 use object::read::elf::{FileHeader as _, ProgramHeader as _, SectionHeader as _};
 use object::{LittleEndian, U16, U32, U64};
 
@@ -48,7 +51,8 @@ fn strip(linked: &[u8]) -> Result<Vec<u8>> {
     };
     let kept: Vec<usize> =
         sections.iter().enumerate().filter(|&pair| is_kept(pair)).map(|(index, _)| index).collect();
-    let is_alloc = |index: usize| sections.get(index).is_some_and(|s| s.sh_flags(LE).contains(SHF_ALLOC));
+    let is_alloc =
+        |index: usize| sections.get(index).is_some_and(|s| s.sh_flags(LE).contains(SHF_ALLOC));
     // Symbols name their sections by index, so those must not move.
     let in_place = kept.iter().enumerate().all(|(new, &old)| new == old || !is_alloc(old));
     ensure!(in_place, "a section that is loaded lies behind one that is not");
@@ -59,7 +63,12 @@ fn strip(linked: &[u8]) -> Result<Vec<u8>> {
         SHT_NOBITS => 0,
         _ => section.sh_offset(LE) + section.sh_size(LE),
     };
-    let end = kept.iter().filter(|&&i| is_alloc(i)).filter_map(|&i| sections.get(i)).map(loaded_end).max();
+    let end = kept
+        .iter()
+        .filter(|&&i| is_alloc(i))
+        .filter_map(|&i| sections.get(i))
+        .map(loaded_end)
+        .max();
     let end = usize::try_from(end.context("nothing is loaded")?)?;
     let mut image = linked.get(..end).context("the file ends early")?.to_vec();
 
@@ -102,11 +111,17 @@ fn check(image: &[u8]) -> Result<()> {
             continue;
         }
         let (offset, address) = (segment.p_offset(LE), segment.p_paddr(LE));
-        ensure!(segment.p_vaddr(LE) == address, "the segment at {address:#x} is not identity-mapped");
+        ensure!(
+            segment.p_vaddr(LE) == address,
+            "the segment at {address:#x} is not identity-mapped"
+        );
         ensure!(address % 4096 == 0, "the segment at {address:#x} is not page-aligned");
         let distance = address.wrapping_sub(offset);
         // Multiboot's address form loads one piece of the file.
-        ensure!(*step.get_or_insert(distance) == distance, "the segment at {address:#x} is out of step in the file");
+        ensure!(
+            *step.get_or_insert(distance) == distance,
+            "the segment at {address:#x} is out of step in the file"
+        );
     }
     ensure!(step.is_some(), "no segment is loaded");
     let head = image.get(..MULTIBOOT_SEARCH.min(image.len())).unwrap_or_default();
@@ -157,7 +172,9 @@ mod tests {
         let (before, after) =
             (object::File::parse(&*own).unwrap(), object::File::parse(&*stripped).unwrap());
         let symbols = |file: &object::File<'_>| {
-            file.symbols().map(|s| (s.address(), s.name().unwrap_or("").to_owned())).collect::<Vec<_>>()
+            file.symbols()
+                .map(|s| (s.address(), s.name().unwrap_or("").to_owned()))
+                .collect::<Vec<_>>()
         };
         assert_eq!(symbols(&before), symbols(&after));
         assert!(!symbols(&after).is_empty());

@@ -24,7 +24,10 @@ pub(crate) fn build() -> Result<PathBuf> {
     process::output(Command::new("as").args(["--32", "-o"]).arg(&object).arg(source))
         .context("assembling the Linux 64-bit loader")?;
     process::output(
-        Command::new("ld").args(["-m", "elf_i386", "-Ttext", ADDRESS, "-o"]).arg(&loader).arg(object),
+        Command::new("ld")
+            .args(["-m", "elf_i386", "-Ttext", ADDRESS, "-o"])
+            .arg(&loader)
+            .arg(object),
     )
     .context("linking the Linux 64-bit loader")?;
     Ok(loader)

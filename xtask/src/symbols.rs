@@ -141,7 +141,9 @@ mod tests {
 
     fn functions() -> Vec<(u64, String)> {
         (0..2000u64)
-            .map(|i| (0x20_0000 + i * 16 * (1 + i % 40), format!("janus::module{}::f{i}::poll", i / 50)))
+            .map(|i| {
+                (0x20_0000 + i * 16 * (1 + i % 40), format!("janus::module{}::f{i}::poll", i / 50))
+            })
             .scan(0x20_0000, |at, (step, name)| {
                 *at += step % 5000 + 1;
                 Some((*at, name))
