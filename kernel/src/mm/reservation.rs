@@ -34,9 +34,12 @@ pub unsafe fn release(frames: &[Pfn]) -> Result<usize, MapError> {
     let mut list = [0; BATCH];
     let mut count = 0;
     for (slot, &frame) in list.iter_mut().zip(frames) {
-        *slot = if is_pv { pv::mfn(frame).ok_or(MapError::BadAddress)?.0 } else { frame.0 };
+        let Some(number) = (if is_pv { pv::mfn(frame).map(|mfn| mfn.0) } else { Some(frame.0) }) else { break };
         // SAFETY: nothing refers to the page (the caller's promise).
-        unsafe { paging::unmap(address(frame), 1) }?;
+        if unsafe { paging::unmap(address(frame), 1) }.is_err() {
+            break;
+        }
+        *slot = number;
         count += 1;
     }
     let list = list.get_mut(..count).unwrap_or_default();
@@ -45,7 +48,7 @@ pub unsafe fn release(frames: &[Pfn]) -> Result<usize, MapError> {
         log::warn!("Xen does not take memory back: {error}");
         0
     });
-    for (index, &frame) in frames.iter().enumerate() {
+    for (index, &frame) in frames.iter().enumerate().take(count) {
         if index >= done {
             // SAFETY: the page as it was.
             unsafe { paging::map(address(frame), frame, 1, Flags::WRITE) }?;
@@ -54,7 +57,7 @@ pub unsafe fn release(frames: &[Pfn]) -> Result<usize, MapError> {
             unsafe { pv::set_mfn(frame, None) };
         }
     }
-    if done == 0 && count != 0 { Err(MapError::Refused) } else { Ok(done) }
+    if done == 0 && !frames.is_empty() { Err(MapError::Refused) } else { Ok(done) }
 }
 
 /// Gets memory from Xen for `frames` (at most [`BATCH`] of them) that [`release`] took; answers how many, from the

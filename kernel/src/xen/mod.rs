@@ -3,6 +3,7 @@
 //! Event channels are in [`crate::irq::evtchn`], hypercalls in [`crate::hypercall`], paging by
 //! hypercall in [`crate::mm::paging::pv`].
 
+pub mod balloon;
 mod bus;
 pub mod console;
 mod control;

@@ -12,7 +12,7 @@ use janus_proto::sync::AtomicU32;
 use spin::Once;
 
 use super::xenstore::XenStore;
-use super::{bus, control, hal};
+use super::{balloon, bus, control, hal};
 use crate::hypercall;
 use crate::irq::evtchn;
 use crate::mm::paging::pv;
@@ -39,7 +39,7 @@ fn find(info: &BootInfo) -> Option<(Pfn, Port)> {
 }
 
 /// Connects to xenstore and starts the bus. Nothing happens where there is no xenstore.
-pub(crate) fn init(info: &BootInfo) {
+pub(crate) fn init(info: &'static BootInfo) {
     let Some((frame, port)) = find(info) else {
         log::info!("no xenstore: no devices from the toolstack");
         return;
@@ -65,6 +65,7 @@ pub(crate) fn init(info: &BootInfo) {
             let _ = channel.keep();
             bus::start(Arc::clone(store), &hal::HAL);
             control::start(Arc::clone(store));
+            balloon::start(Arc::clone(store), info);
         }
         Err(error) => log::error!("xenstore: {error}"),
     }
