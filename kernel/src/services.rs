@@ -121,6 +121,11 @@ fn serve_network(net: &Arc<Net>, options: &Options) {
     drop(task::spawn("address", async move {
         if let Ok(address) = waiting.configured().await {
             println!("janus: {} has the address {address}", waiting.name());
+            match port {
+                0 => {}
+                80 => println!("janus: serving http://{}/", address.address()),
+                port => println!("janus: serving http://{}:{port}/", address.address()),
+            }
         }
     }));
     if port != 0 {
