@@ -117,7 +117,7 @@ fn write_ring(ring: &Ring, bytes: &[u8]) -> usize {
     let cons = ring.out_cons.load(Ordering::Acquire);
     let used = usize::try_from(prod.wrapping_sub(cons)).unwrap_or(usize::MAX);
     // A daemon whose index lies gets no more bytes than the ring holds, and none while it lies.
-    let room = OUT_SIZE.checked_sub(used).unwrap_or(0).min(bytes.len());
+    let room = OUT_SIZE.saturating_sub(used).min(bytes.len());
     let mut at = prod;
     for &byte in bytes.iter().take(room) {
         if let Some(slot) = ring.out_bytes.get(at as usize % OUT_SIZE) {
@@ -170,5 +170,65 @@ pub(crate) fn drain() {
         }
         evtchn::notify(port());
         hypercall::yield_cpu();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn new_ring() -> Box<Ring> {
+        Box::new(Ring {
+            in_bytes: [const { AtomicU8::new(0) }; IN_SIZE],
+            out_bytes: [const { AtomicU8::new(0) }; OUT_SIZE],
+            in_cons: AtomicU32::new(0),
+            in_prod: AtomicU32::new(0),
+            out_cons: AtomicU32::new(0),
+            out_prod: AtomicU32::new(0),
+        })
+    }
+
+    #[test]
+    fn output_stops_at_a_full_ring_and_goes_on_when_it_is_drained() {
+        let ring = new_ring();
+        // Near the end of the numbers, so that the indices wrap.
+        ring.out_prod.store(u32::MAX - 5, Ordering::Relaxed);
+        ring.out_cons.store(u32::MAX - 5, Ordering::Relaxed);
+        let bytes = [7; OUT_SIZE + 100];
+        assert_eq!(write_ring(&ring, &bytes), OUT_SIZE);
+        assert_eq!(write_ring(&ring, &bytes), 0);
+        ring.out_cons.fetch_add(10, Ordering::Relaxed);
+        assert_eq!(write_ring(&ring, &bytes), 10);
+    }
+
+    #[test]
+    fn input_arrives_in_order_across_the_end_of_the_ring() {
+        let ring = new_ring();
+        let start = u32::try_from(IN_SIZE).unwrap() - 2;
+        ring.in_cons.store(start, Ordering::Relaxed);
+        for (offset, byte) in (0_u32..).zip(b"abcde") {
+            let at = (start + offset) as usize % IN_SIZE;
+            ring.in_bytes[at].store(*byte, Ordering::Relaxed);
+        }
+        ring.in_prod.store(start + 5, Ordering::Relaxed);
+        let mut buf = [0; 3];
+        assert_eq!((read_ring(&ring, &mut buf), &buf), (3, b"abc"));
+        assert_eq!((read_ring(&ring, &mut buf), &buf[..2]), (2, &b"de"[..]));
+        assert_eq!(read_ring(&ring, &mut buf), 0);
+    }
+
+    #[test]
+    fn a_lying_daemon_gets_and_gives_nothing() {
+        let ring = new_ring();
+        for lie in [u32::MAX, 1 << 31, 3000] {
+            ring.in_prod.store(lie, Ordering::Relaxed);
+            ring.in_cons.store(0, Ordering::Relaxed);
+            assert_eq!(read_ring(&ring, &mut [0; 16]), 0);
+            ring.out_prod.store(0, Ordering::Relaxed);
+            ring.out_cons.store(lie, Ordering::Relaxed);
+            let ahead = lie.wrapping_neg();
+            let room = OUT_SIZE.saturating_sub(ahead as usize);
+            assert_eq!(write_ring(&ring, &[1; 16]), room.min(16));
+        }
     }
 }
