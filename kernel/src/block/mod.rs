@@ -31,7 +31,7 @@ use crate::task;
 use queue::Queue;
 
 /// Unused pages that a disk keeps for its next requests.
-const POOL_PAGES: usize = 512;
+const POOL_PAGES: usize = 4096;
 
 /// Why a disk did not do what was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
