@@ -23,8 +23,10 @@ const SEND_BUDGET: usize = 64;
 const MAX_SOCKETS: usize = 512;
 /// Connections that wait for `accept`, for each listener.
 const MAX_BACKLOG: usize = 128;
-/// Bytes of a TCP socket's receive and transmit buffers: a window that keeps a fast host busy.
-const TCP_BUFFER: usize = 256 * 1024;
+/// Bytes of a TCP socket's receive buffer, for so many sockets: the first connections get a window that keeps a
+/// fast host busy, a crowd shares the memory. The transmit buffer is half as long: it stays in the CPU's cache.
+const TCP_BUFFERS: [(usize, usize); 3] =
+    [(8, 1024 * 1024), (32, 256 * 1024), (usize::MAX, 64 * 1024)];
 /// Closed connections whose buffers are kept for the next ones.
 const MAX_SPARE: usize = 8;
 /// Connections left in TIME-WAIT; beyond that the oldest ends early.
@@ -227,12 +229,21 @@ impl Stack {
     fn insert_tcp(&mut self) -> Result<SocketHandle, NetError> {
         let mut socket = match self.spare.pop() {
             Some(socket) => socket,
-            None => tcp::Socket::new(buffer()?, buffer()?),
+            None => tcp::Socket::new(self.buffer(1)?, self.buffer(2)?),
         };
         socket.set_nagle_enabled(false); // the stack sends once a round, which gathers small writes
         socket.set_timeout(Some(Duration::from(HANDSHAKE)));
         socket.set_keep_alive(None);
         self.insert(socket)
+    }
+
+    fn buffer(&self, divisor: usize) -> Result<tcp::SocketBuffer<'static>, NetError> {
+        let size = TCP_BUFFERS.iter().find(|(sockets, _)| self.socket_count < *sockets);
+        let len = size.map_or(0, |(_, len)| *len) / divisor;
+        let mut memory = Vec::new();
+        memory.try_reserve_exact(len).map_err(|_| NetError::NoMemory)?;
+        memory.resize(len, 0);
+        Ok(tcp::SocketBuffer::new(memory))
     }
 
     /// The socket of an open connection.
@@ -539,10 +550,3 @@ impl Stack {
 
 /// The first of the ports for connections that we open (RFC 6335, 6).
 const FIRST_PORT: u16 = 49_152;
-
-fn buffer() -> Result<tcp::SocketBuffer<'static>, NetError> {
-    let mut memory = Vec::new();
-    memory.try_reserve_exact(TCP_BUFFER).map_err(|_| NetError::NoMemory)?;
-    memory.resize(TCP_BUFFER, 0);
-    Ok(tcp::SocketBuffer::new(memory))
-}

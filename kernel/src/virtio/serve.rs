@@ -15,7 +15,7 @@ use janus_front::virtio::balloon::VirtioBalloon;
 use janus_front::virtio::baseline::IdentityFrames;
 use janus_front::virtio::blk::VirtioBlk;
 use janus_front::virtio::low_rate::{VirtioConsole, VirtioRng};
-use janus_front::virtio::net::VirtioNet;
+use janus_front::virtio::net::{ReceiveBuffers, VirtioNet};
 use janus_front::virtio::{InitError, Transport};
 use janus_proto::abi::virtio::DeviceId;
 
@@ -67,7 +67,7 @@ pub(super) fn start(
             Ok(Some(name))
         }
         DeviceId::NET => {
-            let device = VirtioNet::new(transport, &FRAMES)?;
+            let device = VirtioNet::with_buffers(transport, &FRAMES, receive_buffers())?;
             let name = format!("eth{}", NETS.fetch_add(1, Ordering::Relaxed));
             let net = Net::start(name.clone(), Box::new(device), &FRAMES, entropy::random_u64());
             let woken = Arc::clone(&net);
@@ -96,6 +96,14 @@ pub(super) fn start(
             Ok(Some(name))
         }
         _ => Ok(None),
+    }
+}
+
+/// A thirty-second of the memory for long receive buffers, if that is enough for some.
+fn receive_buffers() -> ReceiveBuffers {
+    match frames::statistics().total / 32 / 16 {
+        ..16 => ReceiveBuffers::Pages,
+        count => ReceiveBuffers::Long(u16::try_from(count).unwrap_or(u16::MAX).min(64)),
     }
 }
 

@@ -27,6 +27,8 @@ use crate::dma::{DmaBuf, FrameSource};
 const QUEUE_SIZE: u16 = 256;
 /// Bytes of the header.
 const HEADER: usize = size_of::<Header>();
+/// Pages of a receive buffer that holds a long frame in one piece.
+const LONG_PAGES: usize = 16;
 /// Ethernet header, the shortest frame that means anything.
 const ETHERNET_HEADER: usize = 14;
 /// Longest frame either way: 64 KiB of IP packet behind an Ethernet header.
@@ -102,6 +104,15 @@ pub struct NetStats {
     pub refused: u64,
 }
 
+/// What to put into the receive queue, if the device sends long frames and several buffers for one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReceiveBuffers {
+    /// Single pages, as many as the queue holds: a long frame comes in many parts.
+    Pages,
+    /// So many buffers of 64 KiB: a long frame mostly comes in one part, which need not be copied together.
+    Long(u16),
+}
+
 /// A virtio network card.
 #[derive(Debug)]
 pub struct VirtioNet {
@@ -119,19 +130,34 @@ pub struct VirtioNet {
     returned: Vec<DmaBuf>,
     malformed: u64,
     refused: u64,
+    /// Pages of each receive buffer, and how many buffers the queue gets.
+    buffer_pages: usize,
+    buffer_count: u16,
     dead: Option<PeerError>,
     /// The device was given up and did not even finish its reset.
     stuck: bool,
 }
 
 impl VirtioNet {
-    /// Sets the device up and fills its receive queue.
+    /// Sets the device up and fills its receive queue with pages.
     ///
     /// # Errors
     /// See [`InitError`].
     pub fn new(
+        transport: Box<dyn Transport>,
+        frames: &'static dyn FrameSource,
+    ) -> Result<Self, InitError> {
+        Self::with_buffers(transport, frames, ReceiveBuffers::Pages)
+    }
+
+    /// Sets the device up and fills its receive queue.
+    ///
+    /// # Errors
+    /// See [`InitError`].
+    pub fn with_buffers(
         mut transport: Box<dyn Transport>,
         frames: &'static dyn FrameSource,
+        buffers: ReceiveBuffers,
     ) -> Result<Self, InitError> {
         let mut wanted = FEATURES;
         transport.reset()?;
@@ -158,6 +184,13 @@ impl VirtioNet {
         offloads.set(NetOffloads::RX_LARGE, features & (F_GUEST_TSO4 | F_GUEST_TSO6) != 0);
         let receive = Side::new(transport.as_mut(), frames, QUEUE_RECEIVE, features)?;
         let transmit = Side::new(transport.as_mut(), frames, QUEUE_TRANSMIT, features)?;
+        let long = offloads.contains(NetOffloads::RX_LARGE);
+        let (buffer_pages, buffer_count) = match buffers {
+            ReceiveBuffers::Long(count) if long && count != 0 => {
+                (LONG_PAGES, count.min(receive.queue.size()))
+            }
+            _ => (1, receive.queue.size()),
+        };
         transport.start();
         let mut net = Self {
             link: Link::new(transport),
@@ -172,6 +205,8 @@ impl VirtioNet {
             returned: Vec::new(),
             malformed: 0,
             refused: 0,
+            buffer_pages,
+            buffer_count,
             dead: None,
             stuck: false,
         };
@@ -243,11 +278,13 @@ impl VirtioNet {
 
     /// Puts empty buffers into the receive queue, from the frame source if too many are with the caller.
     fn refill(&mut self) {
-        if self.receive.queue.in_flight() > self.receive.queue.size() / 2 {
+        if self.receive.queue.in_flight() > self.buffer_count / 2 {
             return;
         }
-        while self.receive.queue.free() != 0 {
-            let Some(buf) = DmaBuf::new(self.frames, PAGE_SIZE) else { return };
+        while self.receive.queue.in_flight() < self.buffer_count {
+            let Some(buf) = DmaBuf::new(self.frames, self.buffer_pages * PAGE_SIZE) else {
+                return;
+            };
             if self.post(buf).is_err() {
                 return;
             }
@@ -255,9 +292,9 @@ impl VirtioNet {
     }
 
     fn post(&mut self, buf: DmaBuf) -> Result<(), DmaBuf> {
-        let segment =
-            Segment { address: buf.guest_address(), len: PAGE_SIZE as u32, writable: true };
-        self.receive.add(segment, buf)
+        // At most `LONG_PAGES`.
+        let len = u32::try_from(buf.pages() * PAGE_SIZE).unwrap_or(0);
+        self.receive.add(Segment { address: buf.guest_address(), len, writable: true }, buf)
     }
 
     fn give_up(&mut self, error: PeerError) -> PeerError {
@@ -421,7 +458,8 @@ impl NetDevice for VirtioNet {
 
     fn recycle(&mut self, buf: DmaBuf) {
         // A buffer that is not one of ours, or one too many, goes back to where it came from.
-        if self.dead.is_none() && buf.pages() == 1 {
+        let room = self.receive.queue.in_flight() < self.buffer_count;
+        if self.dead.is_none() && buf.pages() == self.buffer_pages && room {
             drop(self.post(buf));
         }
     }

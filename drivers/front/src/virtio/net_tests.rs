@@ -13,7 +13,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::COMMON_FEATURES;
 use super::fake::{FakeDevice, read, write};
-use super::net::VirtioNet;
+use super::net::{ReceiveBuffers, VirtioNet};
 use crate::class::{
     NetDevice, NetOffloads, PartialChecksum, RxChecksum, RxPart, Segmentation, TX_HEADROOM, TxFrame,
 };
@@ -217,6 +217,33 @@ fn frames_arrive_whole_from_one_or_many_buffers() {
     assert_eq!(receive(&mut driver), None);
     card.deliver(&[long[4084..5000].to_vec()]);
     assert_eq!(receive(&mut driver), Some((long[..5000].to_vec(), RxChecksum::Trusted)));
+}
+
+#[test]
+fn a_long_frame_arrives_in_one_long_buffer() {
+    let card = Card::new(ALL);
+    let long = |card: &Card, count| {
+        let device = Box::new(card.device.clone());
+        VirtioNet::with_buffers(device, card.frames, ReceiveBuffers::Long(count)).unwrap()
+    };
+    let mut driver = long(&card, 8);
+    let frame: Vec<u8> = (0..65_000_u32).map(|n| (n * 3) as u8).collect();
+    for _ in 0..40 {
+        card.deliver(&[[header(|_| ()), frame.clone()].concat()]);
+        let mut parts = Vec::new();
+        driver.receive(&mut parts).unwrap().unwrap();
+        let part = parts.pop().unwrap();
+        assert!(parts.is_empty() && part.buf[part.offset..][..part.len] == frame);
+        driver.recycle(part.buf);
+        driver.kick();
+    }
+    drop(driver);
+    assert_eq!(card.frames.pages_out(), 0);
+    // A card that sends no long frames gets pages.
+    let card = Card::new(ALL & !(F_GUEST_TSO4 | F_GUEST_TSO6));
+    let driver = long(&card, 8);
+    assert!(card.frames.pages_out() < 128);
+    drop(driver);
 }
 
 #[test]

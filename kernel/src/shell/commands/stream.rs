@@ -34,6 +34,8 @@ enum Direction {
 
 /// How long to wait for the connection.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How long to wait for the peer's acknowledgement of the end.
+const CLOSING: Duration = Duration::from_secs(2);
 
 async fn run(session: &mut Session<'_>, arguments: &[String], direction: Direction) -> Status {
     let (port, bytes) = match (direction, arguments) {
@@ -62,6 +64,8 @@ async fn run(session: &mut Session<'_>, arguments: &[String], direction: Directi
         Direction::Out => pour(&stream, bytes).await,
     };
     let micros = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX).max(1);
+    // The peer learns of the end before the machine may be powered off.
+    drop(time::timeout(CLOSING, stream.close()).await);
     match moved {
         Ok(bytes) => {
             let counts = net.status().counters;
@@ -95,7 +99,6 @@ async fn pour(stream: &Stream, bytes: u64) -> Result<u64, NetError> {
             })
             .await?;
     }
-    stream.finish();
     stream.flush().await?;
     Ok(bytes)
 }
