@@ -68,6 +68,7 @@ struct Device {
     name: String,
     place: String,
     wake: Arc<Wake>,
+    interrupts: Interrupts,
     /// Handlers of a device live as long as it does: for good.
     _handlers: Vec<Handled>,
 }
@@ -90,6 +91,8 @@ pub struct Listed {
     pub place: String,
     /// Interrupts so far.
     pub interrupts: u64,
+    /// Notifications of the device so far.
+    pub notifications: u64,
 }
 
 /// The virtio devices in use.
@@ -99,6 +102,7 @@ pub fn list() -> Vec<Listed> {
         name: device.name.clone(),
         place: device.place.clone(),
         interrupts: device.wake.count(),
+        notifications: device.interrupts.notifications(),
     };
     DEVICES.lock().iter().map(listed).collect()
 }
@@ -238,7 +242,8 @@ fn start(
     wake: Arc<Wake>,
     handlers: Vec<Handled>,
 ) -> Result<Option<String>, StartError> {
+    let interrupts = transport.interrupts();
     let Some(name) = serve::start(transport, &wake)? else { return Ok(None) };
-    DEVICES.lock().push(Device { name: name.clone(), place, wake, _handlers: handlers });
+    DEVICES.lock().push(Device { name: name.clone(), place, wake, interrupts, _handlers: handlers });
     Ok(Some(name))
 }

@@ -15,7 +15,7 @@ use janus_proto::addr::Gpa;
 use janus_proto::sync::{AtomicU32, Ordering};
 use janus_proto::virtqueue::{DeviceQueue, GuestWords, Rings, Segment};
 
-use super::{Acknowledge, ConfigChanged, InitError, Interrupts, Transport};
+use super::{Acknowledge, ConfigChanged, InitError, Interrupts, Notifications, Transport};
 
 /// The memory of this process as a device sees it: every address that the driver gave is a pointer.
 #[derive(Clone, Copy, Debug)]
@@ -233,7 +233,6 @@ impl Transport for FakeDevice {
     fn interrupts(&self) -> Interrupts {
         Interrupts {
             acknowledge: Acknowledge::Message,
-            config_changed: self.config_changed.clone(),
-        }
+            config_changed: self.config_changed.clone(), notifications: Notifications::default() }
     }
 }

@@ -1,7 +1,6 @@
 //! virtio over MMIO, version 2 (virtio 1.2, 4.2): one window of registers, one interrupt.
 
-use alloc::sync::Arc;
-use core::sync::atomic::AtomicBool;
+use core::sync::atomic::Ordering;
 
 use janus_proto::abi::virtio::mmio::{
     CONFIG, CONFIG_GENERATION, DEVICE_FEATURES, DEVICE_FEATURES_SEL, DEVICE_ID, DRIVER_FEATURES,
@@ -13,7 +12,7 @@ use janus_proto::abi::virtio::{DeviceId, InterruptStatus, Status};
 use janus_proto::addr::Gpa;
 use janus_proto::virtqueue::Rings;
 
-use super::{Acknowledge, ConfigChanged, InitError, Interrupts, Transport};
+use super::{Acknowledge, ConfigChanged, InitError, Interrupts, Notifications, Transport};
 use crate::mmio::MmioRegion;
 
 /// A device behind a window of registers.
@@ -21,6 +20,7 @@ use crate::mmio::MmioRegion;
 pub struct MmioTransport {
     registers: MmioRegion,
     config_changed: ConfigChanged,
+    notifications: Notifications,
 }
 
 impl MmioTransport {
@@ -36,7 +36,7 @@ impl MmioTransport {
             return Ok(None);
         }
         match registers.read32(VERSION) {
-            2 => Ok(Some(Self { registers, config_changed: Arc::new(AtomicBool::new(false)) })),
+            2 => Ok(Some(Self { registers, config_changed: ConfigChanged::default(), notifications: Notifications::default() })),
             1 => Err(InitError::Legacy),
             _ => Err(InitError::Window("virtio-mmio")),
         }
@@ -109,6 +109,7 @@ impl Transport for MmioTransport {
         self.registers.read32(QUEUE_READY) != 0
     }
     fn notify(&self, queue: u16) {
+        self.notifications.fetch_add(1, Ordering::Relaxed);
         self.registers.write32(QUEUE_NOTIFY, u32::from(queue));
     }
     fn config_generation(&self) -> u32 {
@@ -130,6 +131,7 @@ impl Transport for MmioTransport {
         Interrupts {
             acknowledge: Acknowledge::Mmio(self.registers.clone()),
             config_changed: self.config_changed.clone(),
+            notifications: self.notifications.clone(),
         }
     }
 }

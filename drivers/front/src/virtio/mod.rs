@@ -23,7 +23,7 @@ mod net_tests;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use janus_proto::abi::virtio::{DeviceId, InterruptStatus, Status, feature};
 use janus_proto::addr::{Gpa, PAGE_SIZE};
@@ -202,7 +202,11 @@ pub type ConfigChanged = Arc<AtomicBool>;
 pub struct Interrupts {
     acknowledge: Acknowledge,
     config_changed: ConfigChanged,
+    notifications: Notifications,
 }
+
+/// Counts what the driver tells the device: see [`Interrupts::notifications`].
+type Notifications = Arc<AtomicU64>;
 
 /// How the reason of an interrupt is read and taken back.
 #[derive(Clone, Debug)]
@@ -229,6 +233,11 @@ impl Interrupts {
             self.config_changed();
         }
         status
+    }
+    /// How often the driver has told the device to look at a queue.
+    #[must_use]
+    pub fn notifications(&self) -> u64 {
+        self.notifications.load(Ordering::Relaxed)
     }
     /// Tells the driver that the configuration or the status changed.
     pub fn config_changed(&self) {

@@ -3,9 +3,8 @@
 //! Configuration space, BARs and the MSI-X table are the kernel's; this reads capabilities through
 //! [`ConfigSpace`] and gets its windows mapped by a callback.
 
-use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::AtomicBool;
+use core::sync::atomic::Ordering;
 
 use janus_proto::abi::virtio::pci::{Cap, CfgType, CommonCfg, NO_VECTOR};
 use janus_proto::abi::virtio::{DeviceId, Status};
@@ -13,7 +12,7 @@ use janus_proto::addr::Gpa;
 use janus_proto::virtqueue::Rings;
 use zerocopy::FromBytes;
 
-use super::{Acknowledge, ConfigChanged, InitError, Interrupts, Transport};
+use super::{Acknowledge, ConfigChanged, InitError, Interrupts, Notifications, Transport};
 use crate::mmio::MmioRegion;
 
 /// The configuration space of one PCI function.
@@ -168,6 +167,7 @@ pub struct PciTransport {
     /// Offset of each queue's notification address, read once.
     notify_offsets: Vec<usize>,
     config_changed: ConfigChanged,
+    notifications: Notifications,
 }
 
 impl PciTransport {
@@ -196,7 +196,8 @@ impl PciTransport {
                 .transpose()?,
             vectors,
             notify_offsets: Vec::new(),
-            config_changed: Arc::new(AtomicBool::new(false)),
+            config_changed: ConfigChanged::default(),
+            notifications: Notifications::default(),
         })
     }
 
@@ -287,6 +288,7 @@ impl Transport for PciTransport {
     }
     fn notify(&self, queue: u16) {
         if let Some(&offset) = self.notify_offsets.get(usize::from(queue)) {
+            self.notifications.fetch_add(1, Ordering::Relaxed);
             self.notify.write16(offset, queue);
         }
     }
@@ -314,6 +316,7 @@ impl Transport for PciTransport {
                 Vectors::Messages { .. } => Acknowledge::Message,
             },
             config_changed: self.config_changed.clone(),
+            notifications: self.notifications.clone(),
         }
     }
 }

@@ -5,7 +5,7 @@ use core::fmt::Write;
 
 use super::{Command, Size};
 use crate::shell::{Session, Status};
-use crate::{devices, irq, logger, mm, platform, task};
+use crate::{devices, irq, logger, mm, platform, task, virtio};
 
 pub(super) const COMMANDS: &[Command] = &[
     Command {
@@ -20,6 +20,13 @@ pub(super) const COMMANDS: &[Command] = &[
                 }
                 for net in devices::nets() {
                     let _ = writeln!(session, "network   {}", net.name());
+                }
+                for device in virtio::list() {
+                    let virtio::Listed { name, place, interrupts, notifications } = device;
+                    let _ = writeln!(
+                        session,
+                        "virtio    {name} at {place}: {interrupts} interrupts, {notifications} notifications"
+                    );
                 }
                 Status::SUCCESS
             })
