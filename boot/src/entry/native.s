@@ -31,6 +31,26 @@
 4:
 .endm
 
+# Is there memory up to the image's end? What is not there reads as something else than what was
+# written. Goes on, with the word zero as bss must be, or to `to`. Clobbers eax.
+.macro NEED_MEMORY to:req
+    mov eax, 0x6a616e75
+    mov dword ptr [image_end - 4], eax
+    cmp dword ptr [image_end - 4], eax
+    jne \to
+    mov dword ptr [image_end - 4], 0
+.endm
+
+# The machine ends as crashed: isa-debug-exit with code 6, then the keyboard controller's reset.
+.macro GIVE_UP
+    mov al, 0x16
+    out 0xf4, al
+    mov al, 0xfe
+    out 0x64, al
+5:  hlt
+    jmp 5b
+.endm
+
 .section .head.text, "ax", @progbits
 
 .code32
@@ -67,6 +87,7 @@ multiboot_entry:
 .type protected_mode, @function
 protected_mode:
     EARLY_PRINT
+    NEED_MEMORY too_little_memory
     mov esp, offset boot_stack_top
     # Is there a 64-bit mode at all? cpuid clobbers ebx: park it.
     mov esi, ebx
@@ -105,8 +126,12 @@ protected_mode:
 no_long_mode:
     mov esi, offset text_no_long_mode
     EARLY_PRINT
-5:  hlt
-    jmp 5b
+    GIVE_UP
+
+too_little_memory:
+    mov esi, offset text_too_little_memory
+    EARLY_PRINT
+    GIVE_UP
 
 .code64
 # Linux (Documentation/arch/x86/boot.rst, 64-bit boot protocol): rsi = boot_params, identity-mapped
@@ -122,6 +147,7 @@ linux64_entry:
     xor edi, edi
     mov esi, offset text_linux64
     EARLY_PRINT
+    NEED_MEMORY too_little_memory_64
     mov eax, 0x80000001
     mov r8, rbx                             # cpuid clobbers ebx
     cpuid
@@ -146,6 +172,10 @@ linux64_entry:
     mov eax, offset long_mode
     push rax
     retfq
+too_little_memory_64:
+    mov esi, offset text_too_little_memory
+    EARLY_PRINT
+    GIVE_UP
 .size linux64_entry, . - linux64_entry
 
 # ebp = door, rbx = argument, edi = magic.
@@ -167,11 +197,13 @@ long_mode:
     ud2
 .size long_mode, . - long_mode
 
-.section .rodata.boot, "a", @progbits
+# In the first page: these must be there even when memory ends inside the image.
+.section .head.text, "ax", @progbits
 text_pvh:           .asciz "janus: entered by PVH\n"
 text_multiboot1:    .asciz "janus: entered by multiboot 1\n"
 text_multiboot2:    .asciz "janus: entered by multiboot 2\n"
 text_linux64:       .asciz "janus: entered by Linux 64-bit\n"
+text_too_little_memory: .asciz "janus: cannot start: too little memory for the kernel's image\n"
 text_no_long_mode:  .asciz "janus: this CPU has no 64-bit mode\n"
 
 .section .data.boot, "aw", @progbits
