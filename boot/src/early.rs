@@ -111,7 +111,13 @@ mod guest {
 
     /// Is Xen beneath (`arch-x86/cpuid.h`), and by which instruction is it called?
     fn xen_gate() -> Option<Gate> {
-        let present = (0x4000_0000u32..0x4001_0000).step_by(0x100).any(|base| {
+        // Xen stands first, or behind a Hyper-V face. Each look leaves the virtual machine.
+        const FACES: u32 = 4;
+        const HYPERVISOR: u32 = 1 << 31;
+        if __cpuid(1).ecx & HYPERVISOR == 0 {
+            return None;
+        }
+        let present = (0..FACES).map(|face| 0x4000_0000 + face * 0x100).any(|base| {
             let leaf = __cpuid(base);
             // "XenVMMXenVMM"
             (leaf.ebx, leaf.ecx, leaf.edx) == (0x566e_6558, 0x6558_4d4d, 0x4d4d_566e)

@@ -31,6 +31,9 @@ unsafe extern "Rust" {
 extern "Rust" fn janus_kernel_start(info: BootInfo) -> ! {
     let platform = platform::detect(info.door);
     platform::set_current(platform);
+    if platform == Platform::Kvm {
+        calibrate::start_clock();
+    }
     let info = crate::BOOT_INFO.call_once(|| info);
     hooks::install(HOOKS);
     match platform {

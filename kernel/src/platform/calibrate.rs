@@ -1,6 +1,6 @@
 //! How fast the TSC and the APIC timer count, measured against the PIT.
 //!
-//! The measurement costs no waiting: [`start`] takes the first sample early in boot, [`finish`] the
+//! The measurement costs little waiting: [`start`] takes the first sample early in boot, [`finish`] the
 //! second one when the clock is first needed, and [`refine`] a third, tens of milliseconds later, which
 //! makes the first estimate (0.2 % after half a millisecond) fifty times better.
 // UNSAFETY: port I/O.
@@ -66,10 +66,24 @@ fn tsc_hz_from_cpuid() -> Option<u64> {
     None
 }
 
-/// Starts the clock at 0 and the counters that [`finish`] compares; the APIC is on already.
-pub(crate) fn start() {
+/// Starts the clock at 0; first thing at boot.
+pub(crate) fn start_clock() {
     clock::set_scale(Scale { base_tsc: rdtsc(), base_ns: 0, mult: Scale::mult_of(1_000_000_000) });
+}
+
+/// Asks hypervisor and CPU for what they know of the clocks, and starts the measurement of the rest,
+/// which [`finish`] ends; the APIC is on already.
+pub(crate) fn start() {
     clock::init_hypervisor_clock();
+    if clock::known_hz().is_none()
+        && let Some(hz) = tsc_hz_from_cpuid()
+    {
+        clock::set_known_hz(hz);
+    }
+    // Each port access leaves the virtual machine: no measurement without need.
+    if clock::known_hz().is_some() && !apic::needs_rate() {
+        return;
+    }
     // SAFETY: the speaker's gate and the PIT's channel 2, which nobody else uses.
     unsafe {
         outb(GATE, (inb(GATE) & !0b10) | 0b01);
@@ -84,40 +98,59 @@ pub(crate) fn start() {
 
 /// Sets the clock's scale and the APIC timer's rate, waiting until half a millisecond has passed since [`start`].
 pub(crate) fn finish() {
-    let Some(first) = *FIRST.lock() else { return };
-    let known = clock::known_hz().or_else(tsc_hz_from_cpuid);
-    let mut now = sample();
-    if known.is_none() || apic::needs_rate() {
-        for _ in 0..PATIENCE {
-            if pit_counts(first, now) >= FIRST_COUNTS {
-                break;
-            }
-            now = sample();
-        }
-    }
-    let hz = known.or_else(|| tsc_hz(first, now));
+    let known = clock::known_hz();
+    let first = *FIRST.lock();
+    let measured = first.map(|first| (first, second_sample(first)));
+    let hz = known.or_else(|| measured.and_then(|(first, second)| tsc_hz(first, second)));
     if let Some(hz) = hz {
-        let scale = clock::scale();
-        clock::set_scale(Scale { mult: Scale::mult_of(hz), ..scale });
+        set_hz(hz);
         REFINED.store(known.is_some(), Ordering::Relaxed);
     }
-    if apic::needs_rate() {
-        let ns = clock::scale().ns_at(now.apic_tsc) - clock::scale().ns_at(first.apic_tsc);
-        let counts = now.apic.wrapping_sub(first.apic);
-        match hz {
-            Some(_) => apic::set_rate(counts, ns),
+    if let Some((first, second)) = measured
+        && apic::needs_rate()
+    {
+        let counts = second.apic.wrapping_sub(first.apic);
+        if hz.is_some() {
+            let scale = clock::scale();
+            apic::set_rate(counts, scale.ns_at(second.apic_tsc) - scale.ns_at(first.apic_tsc));
+        } else {
             // No PIT, and nothing in CPUID: believe the APIC, and measure the TSC by it.
-            None => {
-                let elapsed = now.apic_tsc - first.apic_tsc;
-                let hz = u128::from(elapsed) * u128::from(EMULATED_APIC_HZ) / u128::from(counts.max(1));
-                let scale = clock::scale();
-                let hz = u64::try_from(hz).unwrap_or(u64::MAX);
-                clock::set_scale(Scale { mult: Scale::mult_of(hz), ..scale });
-                apic::set_rate(1, 1);
-            }
+            let ticks = u128::from(second.apic_tsc - first.apic_tsc);
+            let hz = ticks * u128::from(EMULATED_APIC_HZ) / u128::from(counts.max(1));
+            set_hz(u64::try_from(hz).unwrap_or(u64::MAX));
+            apic::set_rate(1, 1);
         }
     }
     apic::use_tsc_deadline();
+    let origin = match (known, hz) {
+        (Some(_), _) => "as the hypervisor or the CPU says",
+        (None, Some(_)) => "measured against the PIT",
+        (None, None) => "measured against the APIC timer",
+    };
+    let khz = hz.unwrap_or(0) / 1000;
+    log::debug!(
+        "TSC at {}.{:03} MHz, {origin}; timer {}",
+        khz / 1000,
+        khz % 1000,
+        if apic::needs_rate() { "one-shot" } else { "by TSC deadline" }
+    );
+}
+
+/// Gives the clock its rate, from its start on.
+fn set_hz(hz: u64) {
+    clock::set_scale(Scale { mult: Scale::mult_of(hz), ..clock::scale() });
+}
+
+/// The sample half a millisecond after `first`, or a useless one from a PIT that does not move.
+fn second_sample(first: Sample) -> Sample {
+    let mut second = sample();
+    for _ in 0..PATIENCE {
+        if pit_counts(first, second) >= FIRST_COUNTS {
+            break;
+        }
+        second = sample();
+    }
+    second
 }
 
 /// Takes the third sample if its time has come; called now and then, from wherever time is looked at.

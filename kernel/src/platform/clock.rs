@@ -101,10 +101,12 @@ static WALL_ZERO_NS: AtomicU64 = AtomicU64::new(0);
 /// Turns on KVM's clock, if there is one.
 pub(crate) fn init_hypervisor_clock() {
     let Some(reading) = kvm_clock::init() else { return };
+    let hz = pvclock::tsc_khz(&reading.info) * 1000;
+    set_scale(Scale { mult: Scale::mult_of(hz), ..scale() });
+    KNOWN_HZ.store(hz, Ordering::Relaxed);
     let tsc = crate::cpu::rdtsc();
     let at_zero = pvclock::nanoseconds(&reading.info, tsc).saturating_sub(scale().ns_at(tsc));
     HYPERVISOR_ZERO_NS.store(at_zero, Ordering::Relaxed);
-    KNOWN_HZ.store(pvclock::tsc_khz(&reading.info) * 1000, Ordering::Relaxed);
     ASK_HYPERVISOR.store(!reading.stable, Ordering::Relaxed);
 }
 
@@ -129,6 +131,11 @@ pub fn tsc_at(ns: u64) -> u64 {
 #[must_use]
 pub(crate) fn known_hz() -> Option<u64> {
     Some(KNOWN_HZ.load(Ordering::Relaxed)).filter(|hz| *hz != 0)
+}
+
+/// Notes the counter's rate, learnt without measuring.
+pub(crate) fn set_known_hz(hz: u64) {
+    KNOWN_HZ.store(hz, Ordering::Relaxed);
 }
 
 /// Time since the UNIX epoch: from the hypervisor, or else from the real-time clock.
