@@ -34,37 +34,53 @@ done
 exec 3<>$port
 echo "lab: ready $(cut -d' ' -f1 /proc/uptime)" >&3
 
-# guest NAME: runs the domain of /run/NAME.cfg to its end, its console on the port line by line.
-guest() {
-	[ -p /run/$1.in ] || mkfifo /run/$1.in
-	xl create -F -c /run/$1.cfg 2>/run/$1.xl <>/run/$1.in | while IFS= read -r line; do
+# ended NAME LOG: tells how the domain ended, or what xl had against it.
+ended() {
+	code=$(sed -n 's/.*has shut down, reason code \([0-9]*\).*/\1/p' $2 | tail -n 1)
+	[ -n "$code" ] || sed "s/^/$1! /" $2 >&3
+	echo "lab: ended $1 ${code:-none}" >&3
+}
+
+# lines NAME: passes its input to the port, each line under the domain's name.
+lines() {
+	while IFS= read -r line; do
 		echo "$1| $line" >&3
 	done
-	code=$(sed -n 's/.*has shut down, reason code \([0-9]*\).*/\1/p' /run/$1.xl | tail -n 1)
-	[ -n "$code" ] || sed "s/^/$1! /" /run/$1.xl >&3
-	echo "lab: ended $1 ${code:-none}" >&3
+}
+
+# guest NAME: runs the domain of /run/NAME.cfg to its end, its console on the port line by line.
+guest() {
+	xl create -F -c /run/$1.cfg 2>/run/$1.xl | lines $1
+	ended $1 /run/$1.xl
 }
 
 # paused NAME: creates the domain of /run/NAME.cfg, paused; then as `guest`.
 paused() {
-	[ -p /run/$1.in ] || mkfifo /run/$1.in
 	xl create -p /run/$1.cfg >/dev/null || return 1
-	follow $1 <>/run/$1.in >/dev/null 2>&1 &
+	(xl console -t pv $1 | lines $1; gone $1; ended $1 /var/log/xen/xl-$1.log) >/dev/null 2>&1 &
 }
-follow() {
-	xl console -t pv $1 | while IFS= read -r line; do
-		echo "$1| $line" >&3
-	done
-	echo "lab: ended $1 none" >&3
+
+# gone NAME: waits until the domain is, which is after its console.
+gone() {
+	while xl domid $1 >/dev/null 2>&1; do sleep 0.1; done
 }
 
 # attach NAME: as `guest`, but the port is the guest's console, byte by byte, until it ends.
 attach() {
-	xl create -F -c /run/$1.cfg 2>/run/$1.xl <&3 >&3
-	code=$(sed -n 's/.*has shut down, reason code \([0-9]*\).*/\1/p' /run/$1.xl | tail -n 1)
-	[ -n "$code" ] || cat /run/$1.xl >&3
-	echo >&3
-	echo "lab: ended $1 ${code:-none}" >&3
+	if xl create -p /run/$1.cfg >/run/$1.xl 2>&1; then
+		xl unpause $1
+		xenconsole --interactive --type pv $(xl domid $1) <&3 >&3
+		gone $1
+		echo >&3
+		ended $1 /var/log/xen/xl-$1.log
+	else
+		ended $1 /run/$1.xl
+	fi
+}
+
+# typed NAME TEXT: puts text into the guest's console as if it had been typed there.
+typed() {
+	printf '%b' "$2" >$(xenstore-read /local/domain/$(xl domid $1)/console/tty)
 }
 
 while read -r number command <&3; do

@@ -266,7 +266,11 @@ impl Lab {
     /// # Errors
     /// The lab died.
     pub(crate) fn type_to(&mut self, guest: &Guest, text: &str) -> Result<()> {
-        self.run(&format!("printf '%b' '{}' >/run/{}.in", escaped(text), guest.name), Duration::from_secs(10))?;
+        let command = format!("typed {} '{}'", guest.name, escaped(text));
+        let (status, said) = self.run(&command, Duration::from_secs(10))?;
+        if status != 0 {
+            bail!("typing to the guest: {}", said.trim());
+        }
         Ok(())
     }
 
