@@ -386,3 +386,6 @@ fn prefix<T: zerocopy::FromBytes>(slot: &[u32; SLOT_WORDS]) -> T {
     const { assert!(size_of::<T>() <= SLOT_WORDS * 4) }
     T::read_from_prefix(slot.as_bytes()).map_or_else(|_| T::new_zeroed(), |(value, _)| value)
 }
+
+#[cfg(test)]
+mod tests;

@@ -109,6 +109,40 @@ impl FrontendNodes<'_> {
     }
 }
 
+/// A guest's memory for tests.
+#[cfg(test)]
+pub(crate) mod fake {
+    use std::sync::Arc;
+
+    use super::*;
+
+    /// Reference `n` is page `n`; odd pages are granted for reading only.
+    #[derive(Clone, Debug)]
+    pub(crate) struct Pages(Arc<[Arc<[AtomicU32]>]>);
+
+    impl Pages {
+        pub(crate) fn new(count: usize) -> Self {
+            let page = || (0..1024).map(|_| AtomicU32::new(0)).collect();
+            Self((0..count).map(|_| page()).collect())
+        }
+        pub(crate) fn page(&self, index: usize) -> Arc<[AtomicU32]> {
+            self.0[index].clone()
+        }
+    }
+
+    impl GrantMapper for Pages {
+        type Mapping = Arc<[AtomicU32]>;
+        fn map(&self, grants: &[GrantRef], access: Access) -> Result<Self::Mapping, MapError> {
+            let [grant] = grants else { panic!("one page at a time") };
+            if access == Access::ReadWrite && grant.0 % 2 != 0 {
+                return Err(MapError(GrantStatus::PERMISSION_DENIED));
+            }
+            let page = self.0.get(grant.0 as usize).cloned();
+            page.ok_or(MapError(GrantStatus::BAD_GNTREF))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

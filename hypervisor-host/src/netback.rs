@@ -426,3 +426,6 @@ impl<G: GrantMapper, N: NetBackend> Netback<G, N> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@
 //! longer run sees more. A failing input is printed.
 
 #[path = "../fuzz/src/targets.rs"]
+#[expect(unreachable_pub, reason = "in tests/fuzz it is the module of a library")]
 mod targets;
 
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ impl Random {
     /// A script: any bytes, or mostly small numbers, which reach further.
     fn script(&mut self) -> Vec<u8> {
         let len = self.next() % 400;
-        let mask = if self.next() % 2 == 0 { 0xff } else { 0x1f };
+        let mask = if self.next().is_multiple_of(2) { 0xff } else { 0x1f };
         (0..len).map(|_| self.next().to_le_bytes()[3] & mask).collect()
     }
 }

@@ -10,12 +10,12 @@ use janus_proto::addr::{DomId, GrantRef};
 use janus_proto::grant::Access;
 use janus_proto::xenstore::{Request, TransactionId, parse_transaction_id};
 
-pub const HOST: DomId = DomId(0);
-pub const GUEST: DomId = DomId(5);
+pub(crate) const HOST: DomId = DomId(0);
+pub(crate) const GUEST: DomId = DomId(5);
 
 /// Domain 0's way to the guest's pages.
 #[derive(Clone, Copy)]
-pub struct Mapper(pub &'static FakeXen);
+pub(crate) struct Mapper(pub(crate) &'static FakeXen);
 
 impl GrantMapper for Mapper {
     type Mapping = Mapping;
@@ -34,7 +34,7 @@ impl GrantMapper for Mapper {
 }
 
 /// Xenstore with the two directories of one device, as a toolstack makes them.
-pub struct Store {
+pub(crate) struct Store {
     store: Xenstored,
     host: ConnectionId,
     guest: ConnectionId,
@@ -43,7 +43,7 @@ pub struct Store {
 }
 
 impl Store {
-    pub fn new(kind: &str, device: u32) -> Self {
+    pub(crate) fn new(kind: &str, device: u32) -> Self {
         let mut store = Xenstored::default();
         let (host, guest) = (store.connect(HOST), store.connect(GUEST));
         let front = format!("/local/domain/{GUEST}/device/{kind}/{device}");
@@ -74,7 +74,7 @@ impl Store {
     }
 
     /// Domain 0 writes into the backend's directory.
-    pub fn publish_back(&mut self, nodes: &[(&'static str, String)]) {
+    pub(crate) fn publish_back(&mut self, nodes: &[(&'static str, String)]) {
         for (name, value) in nodes {
             let path = format!("{}/{name}", self.back);
             self.ask(self.host, &Request::Write { path: &path, value: value.as_bytes() });
@@ -82,7 +82,7 @@ impl Store {
     }
 
     /// The guest writes into the frontend's directory, all at once.
-    pub fn publish_front(&mut self, nodes: &Publication) {
+    pub(crate) fn publish_front(&mut self, nodes: &Publication) {
         let id = parse_transaction_id(&self.ask(self.guest, &Request::TransactionStart)).unwrap();
         for (name, value) in nodes {
             let path = format!("{}/{name}", self.front);
@@ -93,7 +93,7 @@ impl Store {
     }
 
     /// The guest reads nodes of the backend.
-    pub fn back_nodes(&mut self, names: &[&str]) -> Nodes {
+    pub(crate) fn back_nodes(&mut self, names: &[&str]) -> Nodes {
         let mut nodes = Nodes::default();
         for name in names {
             let path = format!("{}/{name}", self.back);
@@ -105,7 +105,7 @@ impl Store {
     }
 
     /// Domain 0 reads a node of the frontend.
-    pub fn front_node(&mut self, name: &str) -> Option<String> {
+    pub(crate) fn front_node(&mut self, name: &str) -> Option<String> {
         let path = format!("{}/{name}", self.front);
         self.read(self.host, &path).map(|value| String::from_utf8(value).unwrap())
     }

@@ -76,9 +76,19 @@ impl Transport for Wire {
     fn requires_legacy_layout(&self) -> bool {
         false
     }
-    fn queue_set(&mut self, _: u16, _: u32, descriptors: PhysAddr, available: PhysAddr, used: PhysAddr) {
-        self.rings =
-            Some(Rings { descriptors: Gpa(descriptors), available: Gpa(available), used: Gpa(used) });
+    fn queue_set(
+        &mut self,
+        _: u16,
+        _: u32,
+        descriptors: PhysAddr,
+        available: PhysAddr,
+        used: PhysAddr,
+    ) {
+        self.rings = Some(Rings {
+            descriptors: Gpa(descriptors),
+            available: Gpa(available),
+            used: Gpa(used),
+        });
     }
     fn queue_unset(&mut self, _: u16) {}
     fn queue_used(&mut self, _: u16) -> bool {
@@ -93,7 +103,11 @@ impl Transport for Wire {
     fn read_config_space<T: FromBytes + IntoBytes>(&self, _: usize) -> virtio_drivers::Result<T> {
         Err(virtio_drivers::Error::Unsupported)
     }
-    fn write_config_space<T: IntoBytes + Immutable>(&mut self, _: usize, _: T) -> virtio_drivers::Result<()> {
+    fn write_config_space<T: IntoBytes + Immutable>(
+        &mut self,
+        _: usize,
+        _: T,
+    ) -> virtio_drivers::Result<()> {
         Err(virtio_drivers::Error::Unsupported)
     }
 }
@@ -155,7 +169,10 @@ fn ours() -> (Ours, DeviceQueue) {
     let memory: Box<[AtomicU32]> = (0..4096).map(|_| AtomicU32::new(0)).collect();
     let start = Gpa(memory.as_ptr().expose_provenance() as u64);
     let queue = DriverQueue::new(SIZE, memory, None, feature::RING_EVENT_IDX).unwrap();
-    (Ours(queue), DeviceQueue::new(SIZE, Rings::of(layout, start), feature::RING_EVENT_IDX).unwrap())
+    (
+        Ours(queue),
+        DeviceQueue::new(SIZE, Rings::of(layout, start), feature::RING_EVENT_IDX).unwrap(),
+    )
 }
 
 /// Takes everything that is available, gives it back, and goes to sleep.
@@ -190,7 +207,10 @@ fn kick_across_the_wrap(mut half: impl Half, mut device: DeviceQueue) -> bool {
 #[test]
 fn the_crate_loses_the_kick_of_a_batch_across_the_index_wrap() {
     let (half, device) = theirs();
-    assert!(!kick_across_the_wrap(half, device), "the crate kicks here now: its should_notify was mended");
+    assert!(
+        !kick_across_the_wrap(half, device),
+        "the crate kicks here now: its should_notify was mended"
+    );
     let (half, device) = ours();
     assert!(kick_across_the_wrap(half, device));
 }

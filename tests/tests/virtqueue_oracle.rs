@@ -12,7 +12,9 @@ use std::collections::VecDeque;
 use janus_proto::abi::virtio::feature;
 use janus_proto::addr::Gpa;
 use janus_proto::sync::AtomicU32;
-use janus_proto::virtqueue::{DriverQueue, IndirectMemory, Layout, QueueError, Rings, Segment, Used};
+use janus_proto::virtqueue::{
+    DriverQueue, IndirectMemory, Layout, QueueError, Rings, Segment, Used,
+};
 use proptest::prelude::*;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -33,7 +35,11 @@ fn words(memory: &GuestMemoryMmap, start: u64, bytes: usize) -> &[AtomicU32] {
     unsafe { core::slice::from_raw_parts(pointer.cast::<AtomicU32>(), bytes.div_ceil(4)) }
 }
 
-fn driver<'a>(memory: &'a GuestMemoryMmap, size: u16, features: u64) -> DriverQueue<&'a [AtomicU32]> {
+fn driver<'a>(
+    memory: &'a GuestMemoryMmap,
+    size: u16,
+    features: u64,
+) -> DriverQueue<&'a [AtomicU32]> {
     let layout = Layout::new(size).unwrap();
     let tables = IndirectMemory {
         memory: words(memory, TABLES, IndirectMemory::<()>::bytes(size, TABLE_ENTRIES)),

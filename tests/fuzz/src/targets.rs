@@ -246,7 +246,7 @@ fn mangle(script: &mut Script<'_>, page: &[AtomicU32], slot_words: usize) {
 pub fn blkback(input: &[u8]) {
     let mut script = Script(input);
     let pages = Pages::new(8);
-    drop(Front::<_, 28>::new(pages.page(0)).expect("a page"));
+    let _ = Front::<_, 28>::new(pages.page(0)).expect("a page");
     let features =
         BlkbackFeatures { persistent: script.byte() % 2 == 0, ..BlkbackFeatures::default() };
     let frontend = Frontend { ring: vec![GrantRef(0)], port: Port(1), persistent: true };
@@ -267,8 +267,8 @@ pub fn blkback(input: &[u8]) {
 pub fn netback(input: &[u8]) {
     let mut script = Script(input);
     let pages = Pages::new(8);
-    drop(Front::<_, 3>::new(pages.page(0)).expect("a page"));
-    drop(Front::<_, 2>::new(pages.page(2)).expect("a page"));
+    let _ = Front::<_, 3>::new(pages.page(0)).expect("a page");
+    let _ = Front::<_, 2>::new(pages.page(2)).expect("a page");
     let flags = script.byte();
     let frontend = netback::Frontend {
         tx_ring: GrantRef(0),
