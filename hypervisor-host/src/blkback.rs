@@ -178,15 +178,19 @@ impl<G: GrantMapper, B: BlockBackend> Blkback<G, B> {
     /// Connects to a frontend that published its ring.
     ///
     /// # Errors
-    /// The ring cannot be mapped, or is nonsense.
+    /// The ring cannot be mapped, or is nonsense; the disk comes back.
     pub fn connect(
         mapper: G,
         disk: B,
         features: BlkbackFeatures,
         frontend: &Frontend,
-    ) -> Result<Self, BlkbackError> {
-        let memory = mapper.map(&frontend.ring, Access::ReadWrite).map_err(BlkbackError::Map)?;
-        let ring = Back::attach(memory).map_err(BlkbackError::Ring)?;
+    ) -> Result<Self, (BlkbackError, B)> {
+        let memory = mapper.map(&frontend.ring, Access::ReadWrite).map_err(BlkbackError::Map);
+        let ring = memory.and_then(|memory| Back::attach(memory).map_err(BlkbackError::Ring));
+        let ring = match ring {
+            Ok(ring) => ring,
+            Err(error) => return Err((error, disk)),
+        };
         let persistent = (features.persistent && frontend.persistent).then(BTreeMap::new);
         let counters = BlkbackCounters::default();
         Ok(Self { ring, mapper, disk, features, persistent, counters })

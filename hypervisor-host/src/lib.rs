@@ -2,10 +2,11 @@
 //!
 //! Everything here can run in one process with a guest's frontends, which is how `tests/` uses it: [`xenstored`] is the
 //! daemon, [`blkback`] and [`netback`] serve a disk and a network card over granted pages, [`memory`] is how they see
-//! the guest, [`storage`] what a disk is made of.
+//! the guest, [`storage`] what a disk is made of, and [`xenbus`] plugs devices in and out.
 
 pub mod blkback;
 pub mod memory;
 pub mod netback;
 pub mod storage;
+pub mod xenbus;
 pub mod xenstored;
