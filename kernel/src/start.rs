@@ -48,6 +48,7 @@ extern "Rust" fn janus_kernel_start(info: BootInfo) -> ! {
     unsafe { platform::enable_irqs() };
     drop(task::spawn("power", power::obey()));
     if platform == Platform::Kvm {
+        platform::tcg::init();
         virtio::init(info.command_line);
     } else {
         xen::store::init(info);

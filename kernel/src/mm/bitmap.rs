@@ -1,7 +1,7 @@
 //! The book of free page frames: one bit a frame, and a summary bit for each word with a free frame.
 //!
-//! Runs of any length are found by word-wise search from a moving cursor; single frames through the
-//! summary, from the low end, so that long runs stay whole. Pure arithmetic over borrowed words:
+//! Runs of any length are found by word-wise search from a cursor, below which nothing was freed
+//! lately; single frames through the summary, from the low end. Pure arithmetic over borrowed words:
 //! [`super::frames`] puts it over real memory.
 
 /// Bits in a word.
@@ -53,6 +53,8 @@ impl<'a> FrameBitmap<'a> {
     /// Frees `count` frames from `start`; answers how many of them were free already (0, unless the caller is wrong).
     pub fn free_run(&mut self, start: usize, count: usize) -> usize {
         let end = start.saturating_add(count).min(self.frames);
+        // Memory that was used a moment ago is still in caches and TLBs: it goes out first.
+        self.cursor = self.cursor.min(start);
         let mut already = 0;
         for (index, mask) in masks(start, end) {
             if let Some(word) = self.map.get_mut(index) {

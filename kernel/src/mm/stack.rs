@@ -7,10 +7,29 @@ use core::ptr::NonNull;
 use janus_proto::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn};
 
 use super::{frames, paging};
+use crate::platform::lock::IrqLock;
+
+/// A stack that waits to be used again, guard page and all.
+#[derive(Clone, Copy)]
+struct Spare {
+    lowest: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: the memory belongs to nobody but this list.
+unsafe impl Send for Spare {}
+
+/// Changing page tables costs a flush of the TLB, so a few stacks are kept.
+static SPARES: IrqLock<[Option<Spare>; 8]> = IrqLock::new([None; 8]);
 
 /// Allocates a stack of `bytes` (rounded up to pages) above a guard page; answers its lowest byte.
 #[must_use]
 pub fn allocate(bytes: usize) -> Option<NonNull<u8>> {
+    if let Some(spare) =
+        SPARES.lock().iter_mut().find_map(|slot| slot.take_if(|spare| spare.bytes == bytes))
+    {
+        return Some(spare.lowest);
+    }
     let pages = bytes.div_ceil(PAGE_SIZE);
     let guard = frames::allocate(pages + 1)?;
     // SAFETY: the lowest frame was just allocated, and nobody has a reference into it.
@@ -27,6 +46,10 @@ pub fn allocate(bytes: usize) -> Option<NonNull<u8>> {
 /// # Safety
 /// `lowest` and `bytes` are those of one [`allocate`], and nobody runs on the stack any more.
 pub unsafe fn free(lowest: NonNull<u8>, bytes: usize) {
+    if let Some(slot) = SPARES.lock().iter_mut().find(|slot| slot.is_none()) {
+        *slot = Some(Spare { lowest, bytes });
+        return;
+    }
     let guard = lowest.as_ptr().expose_provenance() - PAGE_SIZE;
     let guard_frame = Pfn((guard >> PAGE_SHIFT) as u64);
     // SAFETY: the guard frame belongs to this stack; it becomes ordinary memory again.

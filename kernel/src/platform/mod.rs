@@ -21,6 +21,7 @@ mod kvm_clock;
 pub mod lock;
 pub mod native;
 mod rtc;
+pub(crate) mod tcg;
 pub mod xen_clock;
 pub mod xen_pv;
 pub mod xen_pvh;

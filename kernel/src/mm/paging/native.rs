@@ -14,6 +14,7 @@ use x86_64::{PhysAddr, VirtAddr};
 use super::super::frames;
 use super::{Flags, MapError};
 use crate::platform::lock::IrqLock;
+use crate::platform::tcg;
 
 /// Entries in a table.
 const ENTRIES: usize = 512;
@@ -279,6 +280,7 @@ fn flush(va: usize, pages: usize) {
     } else {
         x86_64::instructions::tlb::flush_all();
     }
+    tcg::flushed();
 }
 
 fn index(address: u64) -> usize {
