@@ -38,6 +38,16 @@ impl Selection {
     }
 }
 
+/// The packages of the images that `selection` needs.
+pub(crate) fn images(matrix: &data::Matrix, selection: &Selection) -> Vec<String> {
+    matrix.images(|rows, groups, name| {
+        let any = |list: &[String], hit: &dyn Fn(&String) -> bool| list.is_empty() || list.iter().any(hit);
+        any(&selection.rows, &|row| rows.contains(row))
+            && any(&selection.groups, &|group| groups.contains(group))
+            && name.is_none_or(|name| any(&selection.names, &|part| name.contains(part.as_str())))
+    })
+}
+
 /// The kernel command line of a test.
 fn command_line(case: &Case) -> Result<String> {
     let mut words = case.append.clone();
@@ -61,9 +71,12 @@ pub(crate) fn select(
     images: &BTreeMap<String, PathBuf>,
     selection: &Selection,
 ) -> Result<Vec<Instance>> {
-    let listed = |image: &str| listing::tests(images.get(image).context("an image that was not built")?);
+    let listed = |image: &str| images.get(image).map(|image| listing::tests(image)).transpose();
     let mut instances = matrix.instances(listed)?;
     instances.retain(|instance| selection.takes(instance));
+    if instances.is_empty() {
+        bail!("no test of the matrix is selected; `cargo xtask test --list` shows them");
+    }
     Ok(instances)
 }
 

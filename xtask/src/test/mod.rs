@@ -111,15 +111,15 @@ fn levels(arguments: &TestArguments, results: &Results) -> Result<()> {
 fn guests(arguments: &TestArguments, results: &Results) -> Result<()> {
     packages::ensure(&[packages::QEMU])?;
     let matrix = matrix::data::load()?;
-    let images = guest::build_all(&matrix.images())?;
-    for (package, image) in &images {
-        println!("image {package}: sha256 {}", disk::sha256(image)?);
-    }
     let selection = Selection {
         rows: arguments.row.clone(),
         groups: arguments.group.clone(),
         names: arguments.name.clone(),
     };
+    let images = guest::build_all(&matrix::images(&matrix, &selection))?;
+    for (package, image) in &images {
+        println!("image {package}: sha256 {}", disk::sha256(image)?);
+    }
     let instances = matrix::select(&matrix, &images, &selection)?;
     if arguments.list {
         for instance in &instances {
