@@ -18,7 +18,7 @@ use janus_proto::ring::Front;
 use zerocopy::IntoBytes;
 
 use super::blkfront_xs::{Details, FlushMode, Offer, publication};
-use super::grants::{EventChannel, Grave, GrantedBuf, GrantedFrames};
+use super::grants::{EventChannel, GrantedBuf, GrantedFrames, Grave};
 use super::nodes::Publication;
 use crate::class::{
     BlockDevice, BlockFeatures, BlockOp, BlockStatus, Completion, Geometry, PeerError, SECTOR_SIZE,
@@ -229,7 +229,12 @@ impl Blkfront {
     }
 
     /// Gives memory of a request to the backend; the buffer comes back if that is not possible now.
-    fn lend(&mut self, buf: DmaBuf, len: usize, access: GrantAccess) -> Result<Data, Option<DmaBuf>> {
+    fn lend(
+        &mut self,
+        buf: DmaBuf,
+        len: usize,
+        access: GrantAccess,
+    ) -> Result<Data, Option<DmaBuf>> {
         if !self.details.persistent {
             let granted = GrantedBuf::new(self.hal, self.peer, buf, len, access);
             return granted.map(Data::Granted).map_err(|(_, buf)| buf);
@@ -268,9 +273,17 @@ impl Blkfront {
         }
     }
 
-    fn push_data(&mut self, slot: u16, op: BlkifOp, sector: u64, len: usize) -> Result<(), HalError> {
+    fn push_data(
+        &mut self,
+        slot: u16,
+        op: BlkifOp,
+        sector: u64,
+        len: usize,
+    ) -> Result<(), HalError> {
         let wire = self.wire_id(slot);
-        let Some(entry) = self.slots.get_mut(usize::from(slot)) else { return Err(HalError::NoMemory) };
+        let Some(entry) = self.slots.get_mut(usize::from(slot)) else {
+            return Err(HalError::NoMemory);
+        };
         let data = entry.request.as_ref().map(|request| &request.data);
         let refs = |index: usize| -> GrantRef {
             match data {
@@ -290,7 +303,8 @@ impl Blkfront {
         let count = len.div_ceil(PAGE_SIZE);
         let Some(ring) = &mut self.ring else { return Err(HalError::NoMemory) };
         if count <= BLKIF_MAX_SEGMENTS_PER_REQUEST {
-            let none = BlkifSegment { gref: GrantRef(0), first_sect: 0, last_sect: 0, pad0: [0; 2] };
+            let none =
+                BlkifSegment { gref: GrantRef(0), first_sect: 0, last_sect: 0, pad0: [0; 2] };
             let mut request = BlkifRequest {
                 operation: op,
                 nr_segments: u8::try_from(count).unwrap_or(0),
@@ -346,7 +360,11 @@ impl Blkfront {
         let reading = operation == BlkifOp::READ;
         let access = if reading { GrantAccess::ReadWrite } else { GrantAccess::ReadOnly };
         let back = |buf| {
-            if reading { BlockOp::Read { sector, len, buf } } else { BlockOp::Write { sector, len, buf } }
+            if reading {
+                BlockOp::Read { sector, len, buf }
+            } else {
+                BlockOp::Write { sector, len, buf }
+            }
         };
         let data = match self.lend(buf, len, access) {
             Ok(data) => data,
@@ -404,7 +422,8 @@ impl Blkfront {
                 nr_sectors,
             })
         } else {
-            let none = BlkifSegment { gref: GrantRef(0), first_sect: 0, last_sect: 0, pad0: [0; 2] };
+            let none =
+                BlkifSegment { gref: GrantRef(0), first_sect: 0, last_sect: 0, pad0: [0; 2] };
             let barrier = flush == FlushMode::Barrier;
             ring.push(&BlkifRequest {
                 operation: if barrier { BlkifOp::WRITE_BARRIER } else { BlkifOp::FLUSH_DISKCACHE },

@@ -234,8 +234,14 @@ mod tests {
         assert_eq!(fault(&[("sectors", "many")]), ("sectors", NodeFault::Nonsense));
         assert_eq!(fault(&[("sectors", "-1")]), ("sectors", NodeFault::Nonsense));
         assert_eq!(fault(&[("sectors", "")]), ("sectors", NodeFault::Nonsense));
-        assert_eq!(fault(&[("sectors", "18446744073709551615")]), ("sectors", NodeFault::OutOfRange));
-        assert_eq!(fault(&[("sectors", "18446744073709551616")]), ("sectors", NodeFault::OutOfRange));
+        assert_eq!(
+            fault(&[("sectors", "18446744073709551615")]),
+            ("sectors", NodeFault::OutOfRange)
+        );
+        assert_eq!(
+            fault(&[("sectors", "18446744073709551616")]),
+            ("sectors", NodeFault::OutOfRange)
+        );
         let size = "sector-size";
         for bad in ["0", "511", "513", "8192"] {
             assert_eq!(fault(&[("sectors", "8"), (size, bad)]), (size, NodeFault::OutOfRange));

@@ -17,7 +17,7 @@ use janus_proto::abi::xen_io::netif::{
 use janus_proto::addr::{DomId, GrantRef, PAGE_SIZE, Port};
 use janus_proto::ring::Front;
 
-use super::grants::{EventChannel, Grave, GrantedBuf, GrantedFrames};
+use super::grants::{EventChannel, GrantedBuf, GrantedFrames, Grave};
 use super::netfront_xs::{Offer, Ports, publication};
 use super::nodes::Publication;
 use crate::class::{
@@ -183,18 +183,23 @@ impl Netfront {
                 }
                 None => break,
             };
-            let granted =
-                match GrantedBuf::new(self.hal, self.peer, buf, PAGE_SIZE, GrantAccess::ReadWrite) {
-                    Ok(granted) => granted,
-                    Err((_, buf)) => {
-                        // Grants come back as frames are sent; leaked pages do not.
-                        match buf {
-                            Some(buf) => self.pool.push(buf),
-                            None => self.rx_pages -= 1,
-                        }
-                        break;
+            let granted = match GrantedBuf::new(
+                self.hal,
+                self.peer,
+                buf,
+                PAGE_SIZE,
+                GrantAccess::ReadWrite,
+            ) {
+                Ok(granted) => granted,
+                Err((_, buf)) => {
+                    // Grants come back as frames are sent; leaked pages do not.
+                    match buf {
+                        Some(buf) => self.pool.push(buf),
+                        None => self.rx_pages -= 1,
                     }
-                };
+                    break;
+                }
+            };
             let gref = granted.refs().first().copied().unwrap_or(GrantRef(0));
             // The slot's number, which is the ring index modulo the ring, is also the id.
             let slot = next_request(rx) % rx.slots();
@@ -257,7 +262,8 @@ impl Netfront {
             Err((_, None)) => return Ok(()),
         };
         self.sending_free.pop();
-        let more = |at: usize| if at + 1 < parts { NetTxFlags::MORE_DATA } else { NetTxFlags::empty() };
+        let more =
+            |at: usize| if at + 1 < parts { NetTxFlags::MORE_DATA } else { NetTxFlags::empty() };
         for (at, gref) in data.refs().iter().enumerate() {
             let offset = if at == 0 { TX_HEADROOM } else { 0 };
             let end = (bytes - at * PAGE_SIZE).min(PAGE_SIZE);
@@ -355,7 +361,9 @@ impl Netfront {
     /// has broken the protocol.
     fn next_frame(&mut self, parts: &mut Vec<RxPart>) -> Result<Option<RxChecksum>, PeerError> {
         loop {
-            let Some((first, buf)) = self.next_received::<NetRxResponse>()? else { return Ok(None) };
+            let Some((first, buf)) = self.next_received::<NetRxResponse>()? else {
+                return Ok(None);
+            };
             let mut response = first;
             let mut page = buf;
             let mut good = true;
@@ -377,13 +385,19 @@ impl Netfront {
                     return Err(PeerError("a received frame of too many parts"));
                 }
                 let next = self.next_received::<NetRxResponse>()?;
-                let Some(next) = next else { return Err(PeerError("a received frame without end")) };
+                let Some(next) = next else {
+                    return Err(PeerError("a received frame without end"));
+                };
                 (response, page) = next;
             }
             if good {
                 let trusted = NetRxFlags::DATA_VALIDATED | NetRxFlags::CSUM_BLANK;
                 let is_trusted = first.flags.intersects(trusted);
-                return Ok(Some(if is_trusted { RxChecksum::Trusted } else { RxChecksum::Unknown }));
+                return Ok(Some(if is_trusted {
+                    RxChecksum::Trusted
+                } else {
+                    RxChecksum::Unknown
+                }));
             }
             // The backend failed at it, or its page was lost: the frame is dropped.
             self.pool.extend(parts.drain(..).map(|part| part.buf));
@@ -544,3 +558,6 @@ impl fmt::Debug for Netfront {
         write!(f, "Netfront({} pages posted)", posted)
     }
 }
+
+#[cfg(test)]
+mod tests;

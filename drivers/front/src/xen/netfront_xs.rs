@@ -213,6 +213,9 @@ mod tests {
         assert_eq!(value(split, NetOffloads::empty(), "event-channel-rx").as_deref(), Some("6"));
         // A coalesced frame has no checksum, so it needs that offload too.
         assert_eq!(value(split, NetOffloads::RX_LARGE, "feature-gso-tcpv4").as_deref(), Some("0"));
-        assert_eq!(value(split, NetOffloads::empty(), "feature-no-csum-offload").as_deref(), Some("1"));
+        assert_eq!(
+            value(split, NetOffloads::empty(), "feature-no-csum-offload").as_deref(),
+            Some("1")
+        );
     }
 }

@@ -84,10 +84,8 @@ impl TestBack {
             BlkifOp::INDIRECT => {
                 let request = BlkifRequestIndirect::from_request(&request);
                 assert!(usize::from(request.nr_segments) > BLKIF_MAX_SEGMENTS_PER_REQUEST);
-                let page = self
-                    .xen
-                    .map(PEER, request.indirect_grefs[0], GrantAccess::ReadOnly)
-                    .unwrap();
+                let page =
+                    self.xen.map(PEER, request.indirect_grefs[0], GrantAccess::ReadOnly).unwrap();
                 let bytes = bytes_of(&page);
                 let segments: Vec<BlkifSegment> = bytes
                     .chunks(8)
@@ -188,7 +186,8 @@ impl Rig {
     }
 }
 
-const MODES: [(bool, u16, u32); 4] = [(false, 0, 0), (false, 256, 1), (true, 32, 0), (true, 256, 1)];
+const MODES: [(bool, u16, u32); 4] =
+    [(false, 0, 0), (false, 256, 1), (true, 32, 0), (true, 256, 1)];
 
 #[test]
 fn reads_every_length_in_every_mode() {
@@ -385,11 +384,15 @@ fn shortages_are_busy_while_something_can_end_and_errors_otherwise() {
         assert_eq!((failed.id, failed.status), (2, BlockStatus::IoError));
         // Room for the data, none for its segments.
         rig.xen.limit_grants(Some(if persistent { 15 } else { 16 }));
-        rig.front.submit(3, BlockOp::Read { sector: 0, len: 16 * 4096, buf: failed.buf.unwrap() }).unwrap();
+        rig.front
+            .submit(3, BlockOp::Read { sector: 0, len: 16 * 4096, buf: failed.buf.unwrap() })
+            .unwrap();
         let failed = rig.front.complete().unwrap().unwrap();
         assert_eq!((failed.id, failed.status), (3, BlockStatus::IoError));
         rig.xen.limit_grants(None);
-        rig.front.submit(4, BlockOp::Read { sector: 0, len: 16 * 4096, buf: failed.buf.unwrap() }).unwrap();
+        rig.front
+            .submit(4, BlockOp::Read { sector: 0, len: 16 * 4096, buf: failed.buf.unwrap() })
+            .unwrap();
         rig.front.kick();
         rig.back.serve_all();
         let done = rig.front.complete().unwrap().unwrap();
