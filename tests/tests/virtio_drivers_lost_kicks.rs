@@ -6,6 +6,7 @@
 //! runs our driver half through the same states. If the first half of one fails, the crate has been mended.
 // UNSAFETY: implements the crate's unsafe `Hal`, and calls its queue, which keeps pointers to buffers.
 #![expect(unsafe_code, reason = "the crate's Hal and queue are unsafe")]
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 #![expect(clippy::cast_possible_truncation, reason = "small numbers of the test's own")]
 
 use std::alloc::{Layout as Bytes, alloc_zeroed, dealloc};

@@ -5,6 +5,7 @@
 //! in `virtio_drivers_lost_kicks.rs`.
 // UNSAFETY: our half sees as atomics the memory that rust-vmm has mapped.
 #![expect(unsafe_code, reason = "two implementations look at the same bytes")]
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 #![expect(clippy::cast_possible_truncation, reason = "small numbers of the test's own")]
 
 use std::collections::VecDeque;

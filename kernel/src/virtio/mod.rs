@@ -202,11 +202,16 @@ fn connect_messages(
 }
 
 /// Installs the handler of a device that has only its interrupt line, on bus 0.
-fn connect_line(function: Function, device: Interrupts, wake: &Arc<Wake>) -> Result<Vec<Handled>, StartError> {
+fn connect_line(
+    function: Function,
+    device: Interrupts,
+    wake: &Arc<Wake>,
+) -> Result<Vec<Handled>, StartError> {
     if function.bus != 0 {
         return Err(StartError::NoInterrupt);
     }
-    let wired = firmware::pci_line(function.device, function.interrupt_pin()).ok_or(StartError::NoInterrupt)?;
+    let wired = firmware::pci_line(function.device, function.interrupt_pin())
+        .ok_or(StartError::NoInterrupt)?;
     function.enable(pci::Line::On);
     connect_wire(wired, "virtio-line", device, wake)
 }
@@ -244,6 +249,12 @@ fn start(
 ) -> Result<Option<String>, StartError> {
     let interrupts = transport.interrupts();
     let Some(name) = serve::start(transport, &wake)? else { return Ok(None) };
-    DEVICES.lock().push(Device { name: name.clone(), place, wake, interrupts, _handlers: handlers });
+    DEVICES.lock().push(Device {
+        name: name.clone(),
+        place,
+        wake,
+        interrupts,
+        _handlers: handlers,
+    });
     Ok(Some(name))
 }

@@ -9,10 +9,11 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 
-use janus_front::class::BalloonDevice;
+use janus_front::class::{BalloonDevice, BlockDevice};
 use janus_front::dma::FrameSource;
 use janus_front::virtio::balloon::VirtioBalloon;
 use janus_front::virtio::baseline::IdentityFrames;
+use janus_front::virtio::baseline_blk::BaselineBlk;
 use janus_front::virtio::blk::VirtioBlk;
 use janus_front::virtio::low_rate::{VirtioConsole, VirtioRng};
 use janus_front::virtio::net::{ReceiveBuffers, VirtioNet};
@@ -34,7 +35,7 @@ static NETS: AtomicU32 = AtomicU32::new(0);
 
 /// The kernel's frames for the `virtio-drivers` crate.
 #[derive(Clone, Copy, Debug)]
-pub struct Identity;
+pub(super) struct Identity;
 
 // SAFETY: natively, where virtio is, all RAM is mapped at its guest physical address (`mm::paging`).
 unsafe impl IdentityFrames for Identity {
@@ -58,9 +59,13 @@ pub(super) fn start(
 ) -> Result<Option<String>, InitError> {
     match transport.device_id() {
         DeviceId::BLOCK => {
-            let device = VirtioBlk::new(transport, &FRAMES)?;
+            let device: Box<dyn BlockDevice> = if baseline_wanted() {
+                Box::new(BaselineBlk::<Identity>::new(transport)?)
+            } else {
+                Box::new(VirtioBlk::new(transport, &FRAMES)?)
+            };
             let name = format!("vd{}", letter(BLOCKS.fetch_add(1, Ordering::Relaxed)));
-            let block = Block::start(name.clone(), Box::new(device), &FRAMES);
+            let block = Block::start(name.clone(), device, &FRAMES);
             let woken = Arc::clone(&block);
             wake.set(Box::new(move || woken.interrupt()));
             devices::add_block(block);
@@ -133,6 +138,12 @@ async fn inflate(name: String, mut device: VirtioBalloon, work: Arc<Notify>) {
             log::info!("{name}: {held} of {} pages given up", device.target_pages());
         }
     }
+}
+
+/// Whether the command line asks for the `virtio-drivers` crate's disk driver (`virtio.disk=baseline`),
+/// which the bench compares ours with.
+fn baseline_wanted() -> bool {
+    crate::command_line().split_ascii_whitespace().any(|word| word == "virtio.disk=baseline")
 }
 
 /// `a` to `z`, then `aa` and so on, as Linux names disks.

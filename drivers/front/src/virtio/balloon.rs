@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use janus_proto::abi::virtio::balloon::{
     Config, F_MUST_TELL_HOST, PFN_SHIFT, QUEUE_DEFLATE, QUEUE_INFLATE,
 };
-use janus_proto::addr::PAGE_SIZE;
+use janus_proto::addr::{Gpa, PAGE_SIZE};
 use janus_proto::sync::Ordering;
 use janus_proto::virtqueue::Segment;
 
@@ -43,6 +43,13 @@ pub struct VirtioBalloon {
     held: Vec<DmaBuf>,
     request: Request,
     dead: Option<PeerError>,
+    /// [`page_number`]; tests have memory beyond its reach.
+    pub(super) number: fn(Gpa) -> Option<u32>,
+}
+
+/// The balloon's number of a page; none beyond 16 TiB, where 32 bits end.
+fn page_number(page: Gpa) -> Option<u32> {
+    u32::try_from(page.0 >> PFN_SHIFT).ok()
 }
 
 impl VirtioBalloon {
@@ -71,6 +78,7 @@ impl VirtioBalloon {
             held: Vec::new(),
             request: Request::None,
             dead: None,
+            number: page_number,
         })
     }
 
@@ -119,8 +127,8 @@ impl VirtioBalloon {
     /// Tells the host of `pages` through the queue of `index`.
     fn tell(&mut self, index: u16, pages: &[DmaBuf]) -> Result<(), PeerError> {
         for (slot, page) in self.numbers.iter().zip(pages) {
-            // 32 bits of page number reach 16 TiB.
-            let number = u32::try_from(page.guest_address().0 >> PFN_SHIFT).unwrap_or(u32::MAX);
+            // Only pages that have a number were taken.
+            let Some(number) = (self.number)(page.guest_address()) else { continue };
             slot.store(number, Ordering::Relaxed);
         }
         let len = u32::try_from(pages.len().min(BATCH) * 4).unwrap_or(0);
@@ -170,6 +178,7 @@ impl BalloonDevice for VirtioBalloon {
             let mut pages = Vec::with_capacity(limit);
             while pages.len() < limit
                 && let Some(page) = DmaBuf::new(self.frames, PAGE_SIZE)
+                && (self.number)(page.guest_address()).is_some()
             {
                 pages.push(page);
             }

@@ -4,6 +4,7 @@
 //! public fields of [`Registers`] and by whatever a test writes into the rings.
 // UNSAFETY: the device reaches the memory that the driver gave it, by address, as real ones do.
 #![expect(unsafe_code, reason = "a device in memory follows the addresses that the driver gave it")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test's device may panic")]
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -233,6 +234,8 @@ impl Transport for FakeDevice {
     fn interrupts(&self) -> Interrupts {
         Interrupts {
             acknowledge: Acknowledge::Message,
-            config_changed: self.config_changed.clone(), notifications: Notifications::default() }
+            config_changed: self.config_changed.clone(),
+            notifications: Notifications::default(),
+        }
     }
 }

@@ -36,7 +36,11 @@ impl MmioTransport {
             return Ok(None);
         }
         match registers.read32(VERSION) {
-            2 => Ok(Some(Self { registers, config_changed: ConfigChanged::default(), notifications: Notifications::default() })),
+            2 => Ok(Some(Self {
+                registers,
+                config_changed: ConfigChanged::default(),
+                notifications: Notifications::default(),
+            })),
             1 => Err(InitError::Legacy),
             _ => Err(InitError::Window("virtio-mmio")),
         }

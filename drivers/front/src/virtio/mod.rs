@@ -7,6 +7,7 @@
 
 pub mod balloon;
 pub mod baseline;
+pub mod baseline_blk;
 pub mod blk;
 pub mod low_rate;
 pub mod mmio;
@@ -14,11 +15,15 @@ pub mod net;
 pub mod pci;
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "small numbers of the test's own")]
 mod blk_tests;
 #[cfg(any(test, feature = "std"))]
 pub mod fake;
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "small numbers of the test's own")]
 mod net_tests;
+#[cfg(test)]
+mod other_tests;
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;

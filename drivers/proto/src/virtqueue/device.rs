@@ -10,6 +10,9 @@ use crate::abi::virtio::{
 use crate::addr::Gpa;
 use crate::sync::{AtomicU32, Ordering, fence};
 
+/// Bytes in a descriptor, as lengths on the wire are.
+const DESC_LEN: u32 = 16;
+
 /// A guest's memory, as the host sees it: any word may change at any time.
 pub trait GuestWords {
     /// The aligned word at `address` (a multiple of 4); `None` outside memory.
@@ -245,14 +248,14 @@ impl DeviceQueue {
             steps += 1;
             let desc = read_desc(memory, table, index)?;
             if desc.flags & VIRTQ_DESC_F_INDIRECT != 0 {
-                let whole = desc.len != 0 && desc.len.is_multiple_of(DESC_BYTES as u32);
+                let whole = desc.len != 0 && desc.len.is_multiple_of(DESC_LEN);
                 let ends = desc.flags & VIRTQ_DESC_F_NEXT == 0;
                 if !self.indirect || inside || !whole || !ends || !desc.address.0.is_multiple_of(4)
                 {
                     return Err(QueueError::Indirect);
                 }
                 // No longer than the largest queue, so that no table makes us walk for minutes.
-                (table, entries) = (desc.address, (desc.len / DESC_BYTES as u32).min(1 << 15));
+                (table, entries) = (desc.address, (desc.len / DESC_LEN).min(1 << 15));
                 (inside, index, steps) = (true, 0, 0);
                 continue;
             }

@@ -1,5 +1,12 @@
 //! One memory, two ends: the driver half against the device half, honest and lying.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "tests may panic, on numbers of their own"
+)]
+
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
