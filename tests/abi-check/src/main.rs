@@ -1,8 +1,8 @@
 //! Compares every layout and constant of `janus_proto::abi` with the C headers of Xen.
 //!
 //! Prints sizes, offsets and constants from a C program that includes the headers, compiled by the
-//! system's compiler, and compares them with ours. Run by
-//! `cargo run --manifest-path tests/abi-check/Cargo.toml`; `CC` names the compiler (default `cc`) and
+//! system's compiler, and compares them with ours. Run by `cargo test` or `cargo run` with
+//! `--manifest-path tests/abi-check/Cargo.toml`; `CC` names the compiler (default `cc`) and
 //! `XEN_HEADERS` the directory that holds `xen/xen.h` (default `/usr/include`).
 //!
 //! Exit status: 0 all equal, 1 something differs, 2 the headers or the compiler do not work.
@@ -107,45 +107,76 @@ fn parse(line: &str) -> Option<i128> {
     Some(if negative == "1" { i128::from(value.cast_signed()) } else { i128::from(value) })
 }
 
-fn main() -> ExitCode {
+/// Why there is no comparison, or what differs.
+enum Failure {
+    /// The headers or the compiler do not work.
+    Unusable(String),
+    /// What differs.
+    Different(String),
+}
+
+/// Compares everything; answers what agrees.
+fn check() -> Result<String, Failure> {
     let headers = PathBuf::from(std::env::var("XEN_HEADERS").unwrap_or("/usr/include".into()));
+    let place = headers.display();
     if !headers.join("xen/xen.h").exists() {
-        let place = headers.display();
-        eprintln!("abi-check: no xen/xen.h in {place}; install libxen-dev or set XEN_HEADERS");
-        return ExitCode::from(2);
+        let text = format!("no xen/xen.h in {place}; install libxen-dev or set XEN_HEADERS");
+        return Err(Failure::Unusable(text));
     }
     let facts = table::facts();
     let directory = std::env::temp_dir().join(format!("janus-abi-check-{}", std::process::id()));
-    let result = std::fs::create_dir_all(&directory)
+    let output = std::fs::create_dir_all(&directory)
         .map_err(|error| format!("{}: {error}", directory.display()))
-        .and_then(|()| run(&program(&facts), &directory, &headers));
-    let output = match result {
-        Ok(output) => output,
-        Err(error) => {
-            eprintln!("abi-check: {error}");
-            return ExitCode::from(2);
-        }
-    };
-    // Kept after a failure, to be looked at.
+        .and_then(|()| run(&program(&facts), &directory, &headers))
+        .map_err(Failure::Unusable)?;
+    // The program stays only if it does not compile, to be looked at.
     let _ = std::fs::remove_dir_all(&directory);
     let theirs: Vec<_> = output.lines().map(parse).collect();
     if theirs.len() != facts.len() {
-        eprintln!("abi-check: {} answers to {} questions", theirs.len(), facts.len());
-        return ExitCode::from(2);
+        let text = format!("{} answers to {} questions", theirs.len(), facts.len());
+        return Err(Failure::Unusable(text));
     }
-    let mut wrong = 0;
+    let mut wrong = Vec::new();
     for (fact, theirs) in facts.iter().zip(theirs) {
         if theirs != Some(fact.ours) {
             let theirs = theirs.map_or("nonsense".into(), |value| format!("{value:#x}"));
-            eprintln!("abi-check: {} is {theirs} in C, {:#x} here", fact.c, fact.ours);
-            wrong += 1;
+            wrong.push(format!("{} is {theirs} in C, {:#x} here", fact.c, fact.ours));
         }
     }
     let total = facts.len();
-    if wrong > 0 {
-        eprintln!("abi-check: {wrong} of {total} facts differ from {}", headers.display());
-        return ExitCode::FAILURE;
+    if wrong.is_empty() {
+        return Ok(format!("{total} facts agree with {place}/xen"));
     }
-    println!("abi-check: {total} facts agree with {}/xen", headers.display());
-    ExitCode::SUCCESS
+    wrong.push(format!("{} of {total} facts differ from {place}/xen", wrong.len()));
+    Err(Failure::Different(wrong.join("\n")))
+}
+
+fn main() -> ExitCode {
+    match check() {
+        Ok(text) => {
+            println!("abi-check: {text}");
+            ExitCode::SUCCESS
+        }
+        Err(Failure::Different(text)) => {
+            eprintln!("abi-check: {text}");
+            ExitCode::FAILURE
+        }
+        Err(Failure::Unusable(text)) => {
+            eprintln!("abi-check: {text}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rust_and_c_agree() {
+        match check() {
+            Ok(text) => println!("{text}"),
+            Err(Failure::Unusable(text) | Failure::Different(text)) => panic!("{text}"),
+        }
+    }
 }
