@@ -36,11 +36,7 @@ fn words(memory: &GuestMemoryMmap, start: u64, bytes: usize) -> &[AtomicU32] {
     unsafe { core::slice::from_raw_parts(pointer.cast::<AtomicU32>(), bytes.div_ceil(4)) }
 }
 
-fn driver<'a>(
-    memory: &'a GuestMemoryMmap,
-    size: u16,
-    features: u64,
-) -> DriverQueue<&'a [AtomicU32]> {
+fn driver(memory: &GuestMemoryMmap, size: u16, features: u64) -> DriverQueue<&[AtomicU32]> {
     let layout = Layout::new(size).unwrap();
     let tables = IndirectMemory {
         memory: words(memory, TABLES, IndirectMemory::<()>::bytes(size, TABLE_ENTRIES)),

@@ -114,10 +114,14 @@ pub fn init(command_line: &[u8]) {
             report(&format!("pci {function}"), id, start_pci(function, id));
         }
     }
-    let named = mmio::from_command_line(command_line);
-    for window in named.into_iter().chain(firmware::virtio_mmio_devices()) {
-        mmio::start(window);
+    // Both may name the same window, which must have one driver only; the firmware knows its line better.
+    let mut windows = firmware::virtio_mmio_devices();
+    for window in mmio::from_command_line(command_line) {
+        if windows.iter().all(|known| known.base != window.base) {
+            windows.push(window);
+        }
     }
+    windows.into_iter().for_each(mmio::start);
 }
 
 fn report(place: &str, id: DeviceId, started: Result<Option<String>, StartError>) {

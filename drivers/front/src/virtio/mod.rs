@@ -66,7 +66,7 @@ impl fmt::Display for InitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Legacy => f.write_str(
-                "the device knows only the legacy interface (start it with disable-legacy=on)",
+                "the device knows only the legacy interface, of before virtio 1.0",
             ),
             Self::Features => f.write_str("the device did not accept features that it offered"),
             Self::Reset => f.write_str("the device did not finish its reset"),

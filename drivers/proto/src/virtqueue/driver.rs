@@ -462,7 +462,6 @@ fn write_desc<M: SharedWords>(memory: &M, first: usize, words: [u32; DESC_WORDS]
 const fn low(word: u32) -> u16 {
     word as u16
 }
-#[expect(clippy::cast_possible_truncation, reason = "the high half fits")]
 const fn high(word: u32) -> u16 {
     (word >> 16) as u16
 }
@@ -470,7 +469,6 @@ const fn high(word: u32) -> u16 {
 const fn word_low(value: u64) -> u32 {
     value as u32
 }
-#[expect(clippy::cast_possible_truncation, reason = "the high half fits")]
 const fn word_high(value: u64) -> u32 {
     (value >> 32) as u32
 }
