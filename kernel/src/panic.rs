@@ -8,7 +8,7 @@
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use janus_proto::addr::{Gpa, Pfn};
+use janus_proto::addr::{Gpa, PAGE_SIZE, Pfn};
 
 use crate::mm::frames;
 use crate::platform;
@@ -16,6 +16,9 @@ use crate::power::{self, ExitStatus};
 
 /// Frames of a backtrace at most.
 const MAX_DEPTH: usize = 40;
+
+/// With fewer free pages than this, memory is what is missing.
+const SHORT: usize = 64;
 
 static REPORTING: AtomicBool = AtomicBool::new(false);
 
@@ -39,6 +42,14 @@ impl Write for Report {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         platform::early_write(text.as_bytes());
         Ok(())
+    }
+}
+
+/// Says so if memory has run short, which is then what an allocation's panic is about.
+fn memory_line(out: &mut impl Write) {
+    if let Some(memory) = frames::try_statistics().filter(|memory| memory.free < SHORT) {
+        let (free, total) = (memory.free * PAGE_SIZE / 1024, memory.total * PAGE_SIZE / 1024);
+        let _ = writeln!(out, "memory is short: {free} of {total} KiB free; give the machine more");
     }
 }
 
@@ -111,6 +122,7 @@ fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     platform::disable_irqs();
     let mut report = Report::begin();
     let _ = writeln!(report, "\nkernel {info}");
+    memory_line(&mut report);
     backtrace(&mut report, None, frame_pointer());
     power::exit(ExitStatus::Crash)
 }

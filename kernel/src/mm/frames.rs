@@ -168,13 +168,22 @@ pub fn is_ram(frame: Pfn, pages: usize) -> bool {
     STATE.lock().as_ref().is_some_and(|state| state.ram.iter().any(|(from, to)| *from < end && first < *to))
 }
 
+impl State {
+    fn statistics(&self) -> MemoryStatistics {
+        MemoryStatistics { total: self.total, free: self.map.free_frames() }
+    }
+}
+
 /// How much memory there is and how much is free.
 #[must_use]
 pub fn statistics() -> MemoryStatistics {
-    STATE.lock().as_ref().map_or_else(MemoryStatistics::default, |state| MemoryStatistics {
-        total: state.total,
-        free: state.map.free_frames(),
-    })
+    STATE.lock().as_ref().map(State::statistics).unwrap_or_default()
+}
+
+/// As [`statistics`], for reports after a failure: `None` if somebody was at work on the allocator.
+#[must_use]
+pub fn try_statistics() -> Option<MemoryStatistics> {
+    STATE.try_lock()?.as_ref().map(State::statistics)
 }
 
 /// The kernel's frames as drivers see them: zeroed, mapped at their guest physical address.
