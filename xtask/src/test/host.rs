@@ -1,6 +1,6 @@
 //! The levels that run on this machine: unit tests, loom, Miri, the ABI check, fuzzing, the source's rules.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -162,27 +162,54 @@ pub(super) fn abi(results: &Results) {
         skip(results, "abi-check", &format!("{error:#}"));
         return;
     }
-    let manifest = paths::root().join("tests/abi-check/Cargo.toml");
     let mut command = cargo();
     command
-        .args(["test", "--manifest-path"])
-        .arg(manifest)
+        .args(["run", "--quiet", "--locked", "--manifest-path"])
+        .arg(paths::root().join("tests/abi-check/Cargo.toml"))
         .arg("--target-dir")
         .arg(paths::root().join("target/abi-check"));
     entry(results, "abi-check", &mut command, 5);
 }
 
-/// Each fuzz target for a few seconds.
+/// Each fuzz target for a few seconds, under AddressSanitizer.
 pub(super) fn fuzz(results: &Results) {
     let manifest = paths::root().join("tests/fuzz/Cargo.toml");
-    let mut command = cargo();
-    command
-        .env("JANUS_FUZZ_SECONDS", FUZZ_SECONDS.to_string())
-        .args(["test", "--release", "--manifest-path"])
-        .arg(manifest)
-        .arg("--target-dir")
-        .arg(paths::root().join("target/fuzz"));
-    entry(results, "fuzz", &mut command, 8);
+    let targets = std::fs::read_to_string(&manifest)
+        .map_err(anyhow::Error::from)
+        .and_then(|text| fuzz_targets(&text));
+    let targets = match targets {
+        Ok(targets) => targets,
+        Err(error) => {
+            results.expect(1);
+            results.single("host", "fuzz", Outcome::Error, format!("{error:#}"), Duration::ZERO);
+            return;
+        }
+    };
+    for target in targets {
+        let mut command = clean_command(Path::new("sh"));
+        command
+            .current_dir(paths::root())
+            .stdin(Stdio::null())
+            .arg("tests/fuzz/run")
+            .arg(&target)
+            .arg(FUZZ_SECONDS.to_string());
+        entry(results, &format!("fuzz {target}"), &mut command, 8);
+    }
+}
+
+/// The binaries of the fuzzing package, each a target.
+fn fuzz_targets(manifest: &str) -> anyhow::Result<Vec<String>> {
+    let manifest: toml::Table = toml::from_str(manifest)?;
+    let bins = manifest.get("bin").and_then(toml::Value::as_array);
+    let names: Vec<String> = bins
+        .into_iter()
+        .flatten()
+        .filter_map(|bin| Some(bin.get("name")?.as_str()?.to_owned()))
+        .collect();
+    if names.is_empty() {
+        anyhow::bail!("tests/fuzz/Cargo.toml names no target");
+    }
+    Ok(names)
 }
 
 /// Formatting, lints and the project's own rules.
@@ -209,6 +236,13 @@ pub(super) fn source_rules(results: &Results) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_binary_of_the_fuzzing_package_is_a_target() {
+        let names = fuzz_targets("[package]\nname = 'x'\n[[bin]]\nname = 'a'\n[[bin]]\nname = 'b'\n").unwrap();
+        assert_eq!(names, ["a", "b"]);
+        assert!(fuzz_targets("[package]\nname = 'x'\n").is_err());
+    }
 
     #[test]
     fn cargos_result_lines_are_summed() {
