@@ -16,7 +16,7 @@ use janus_front::hal::{HalError, XenHal};
 use janus_front::xen::nodes::NodeError;
 use janus_proto::addr::DomId;
 use janus_proto::xenbus::{Front, FrontStep, Loss, XenbusState};
-use janus_proto::xenstore::valid_path;
+use janus_proto::xenstore::{StoreError, valid_path};
 
 use super::vbd::Vbd;
 use super::vif::Vif;
@@ -283,7 +283,11 @@ impl Life {
         let path = format!("{}/state", self.place.back);
         let mut watch = self.place.store.watch(&path).await?;
         loop {
-            let value = self.place.store.read_if_there(&path).await?;
+            let value = match self.place.store.read_if_there(&path).await {
+                // Of a directory that has been removed, the daemon says no more than that.
+                Err(XenStoreError::Refused(StoreError::AccessDenied)) => None,
+                value => value?,
+            };
             let state = value.map_or(XenbusState::UNKNOWN, |value| XenbusState::parse(&value));
             loop {
                 let step = self.front.backend(state);
