@@ -65,7 +65,7 @@ async fn run(session: &mut Session<'_>, arguments: &[String], direction: Directi
     };
     let micros = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX).max(1);
     // The peer learns of the end before the machine may be powered off.
-    drop(time::timeout(CLOSING, stream.close()).await);
+    let _ = time::timeout(CLOSING, stream.close()).await;
     match moved {
         Ok(bytes) => {
             let counts = net.status().counters;
