@@ -153,11 +153,17 @@ impl Console {
     ///
     /// # Errors
     /// The deadline passed, or the text ended, first.
-    pub(crate) fn contains(&self, from: usize, text: &str, deadline: Instant) -> Result<usize, Missed> {
+    pub(crate) fn contains(
+        &self,
+        from: usize,
+        text: &str,
+        deadline: Instant,
+    ) -> Result<usize, Missed> {
         let mut state = self.lock();
         loop {
             let rest = state.bytes.get(from..).unwrap_or_default();
-            if let Some(at) = rest.windows(text.len()).position(|window| window == text.as_bytes()) {
+            if let Some(at) = rest.windows(text.len()).position(|window| window == text.as_bytes())
+            {
                 return Ok(from + at + text.len());
             }
             state = self.more(state, deadline)?;
@@ -205,8 +211,9 @@ mod tests {
     fn lines_are_found_in_order_and_the_end_is_reported() {
         let console = Console::attach(&b"one\r\ntwo 2\nprompt>"[..], Echo::Quiet);
         let mut cursor = 0;
-        let (number, _) =
-            console.line(&mut cursor, soon(), |line| line.strip_prefix("two ").map(str::to_owned)).unwrap();
+        let (number, _) = console
+            .line(&mut cursor, soon(), |line| line.strip_prefix("two ").map(str::to_owned))
+            .unwrap();
         assert_eq!(number, "2");
         assert!(console.contains(cursor, "prompt>", soon()).is_ok());
         assert_eq!(console.line(&mut cursor, soon(), |_| Some(())).unwrap_err(), Missed::Closed);

@@ -41,7 +41,8 @@ pub(crate) fn build_all(packages: &[String]) -> Result<BTreeMap<String, PathBuf>
     for package in packages {
         let elf = target.join(toolchain::TARGET).join("guest").join(package);
         symbols::fill(&elf).with_context(|| format!("no symbol table for {}", elf.display()))?;
-        let elf = image::finish(&elf).with_context(|| format!("{} is not bootable", elf.display()))?;
+        let elf =
+            image::finish(&elf).with_context(|| format!("{} is not bootable", elf.display()))?;
         let size = std::fs::metadata(&elf).with_context(|| format!("no {}", elf.display()))?.len();
         eprintln!("janus: {} ({} KiB)", elf.display(), size / 1024);
         images.insert(package.clone(), elf);

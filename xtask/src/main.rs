@@ -78,13 +78,17 @@ fn tidy(fix: bool) -> anyhow::Result<ExitCode> {
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
-        Task::Build { package } => guest::build(&package).map(|elf| println!("{}", elf.display())).map(|()| ExitCode::SUCCESS),
+        Task::Build { package } => guest::build(&package)
+            .map(|elf| println!("{}", elf.display()))
+            .map(|()| ExitCode::SUCCESS),
         Task::Run(arguments) => run::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Ci => test::ci(),
         Task::Tidy { fix } => tidy(fix),
-        Task::Lab(LabTask::Xen(arguments)) => lab::command::xen(&arguments).map(|()| ExitCode::SUCCESS),
+        Task::Lab(LabTask::Xen(arguments)) => {
+            lab::command::xen(&arguments).map(|()| ExitCode::SUCCESS)
+        }
     };
     match outcome {
         Ok(code) => code,

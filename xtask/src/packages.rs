@@ -155,8 +155,13 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
         Ok(status.success())
     };
     // An old package list is enough when it is enough; it is fetched anew only when installing fails.
-    let mut arguments =
-        vec!["install", "-y", "--no-install-recommends", "--allow-downgrades", "-o=Dpkg::Use-Pty=0"];
+    let mut arguments = vec![
+        "install",
+        "-y",
+        "--no-install-recommends",
+        "--allow-downgrades",
+        "-o=Dpkg::Use-Pty=0",
+    ];
     arguments.extend(packages);
     if run(&arguments)? {
         return Ok(());
@@ -182,7 +187,9 @@ mod tests {
     #[test]
     fn only_a_number_stands_for_the_star_and_the_highest_wins() {
         let dir = paths::cache("test-newest").unwrap();
-        for name in ["vmlinuz-6.1.0-9-amd64", "vmlinuz-6.1.0-10-amd64", "vmlinuz-6.1.0-11-cloud-amd64"] {
+        for name in
+            ["vmlinuz-6.1.0-9-amd64", "vmlinuz-6.1.0-10-amd64", "vmlinuz-6.1.0-11-cloud-amd64"]
+        {
             std::fs::write(dir.join(name), "").unwrap();
         }
         let pattern = dir.join("vmlinuz-6.1.0-*-amd64");
@@ -192,7 +199,8 @@ mod tests {
 
     #[test]
     fn a_missing_file_names_its_package_once() {
-        let needs = [need("/nonexistent/a", "one"), need("/nonexistent/b", "one"), need("/proc", "two")];
+        let needs =
+            [need("/nonexistent/a", "one"), need("/nonexistent/b", "one"), need("/proc", "two")];
         assert_eq!(missing(&[&needs]), ["one"]);
     }
 }

@@ -105,7 +105,8 @@ mod tests {
     #[test]
     fn output_is_complete_and_failure_says_why() {
         assert_eq!(output(Command::new("sh").args(["-c", "echo a; echo b"])).unwrap(), "a\nb\n");
-        let error = output(Command::new("sh").args(["-c", "echo no such luck >&2; exit 3"])).unwrap_err();
+        let error =
+            output(Command::new("sh").args(["-c", "echo no such luck >&2; exit 3"])).unwrap_err();
         assert!(error.to_string().contains("no such luck"), "{error}");
     }
 

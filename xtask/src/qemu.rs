@@ -166,7 +166,8 @@ pub(crate) fn exit_code(status: std::process::ExitStatus) -> Option<u8> {
 /// # Errors
 /// There is no free port.
 pub(crate) fn free_port(wanted: u16) -> Result<u16> {
-    let listener = TcpListener::bind(("127.0.0.1", wanted)).or_else(|_| TcpListener::bind(("127.0.0.1", 0)))?;
+    let listener = TcpListener::bind(("127.0.0.1", wanted))
+        .or_else(|_| TcpListener::bind(("127.0.0.1", 0)))?;
     Ok(listener.local_addr()?.port())
 }
 

@@ -160,11 +160,15 @@ impl Results {
             row.2 += u32::from(entry.outcome == Outcome::Skip);
             row.3 += entry.seconds;
         }
-        println!("\n{:<14} {:>7} {:>7} {:>8} {:>9}", "row", "passed", "failed", "skipped", "seconds");
+        println!(
+            "\n{:<14} {:>7} {:>7} {:>8} {:>9}",
+            "row", "passed", "failed", "skipped", "seconds"
+        );
         for (name, (passed, failed, skipped, seconds)) in rows {
             println!("{name:<14} {passed:>7} {failed:>7} {skipped:>8} {seconds:>9.1}");
         }
-        let unwell: Vec<&Entry> = entries.iter().filter(|e| e.outcome != Outcome::Success).collect();
+        let unwell: Vec<&Entry> =
+            entries.iter().filter(|e| e.outcome != Outcome::Success).collect();
         for entry in &unwell {
             let first = entry.detail.lines().next().unwrap_or_default();
             println!("{:<8} {} {}: {first}", entry.outcome.word(), entry.row, entry.name);

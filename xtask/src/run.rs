@@ -53,7 +53,9 @@ pub(crate) struct RunArguments {
 }
 
 fn forward(text: &str) -> Result<(u16, u16), String> {
-    let parts = text.split_once(':').and_then(|(host, guest)| Some((host.parse().ok()?, guest.parse().ok()?)));
+    let parts = text
+        .split_once(':')
+        .and_then(|(host, guest)| Some((host.parse().ok()?, guest.parse().ok()?)));
     parts.ok_or_else(|| format!("`{text}` is not HOST:GUEST, two port numbers"))
 }
 
@@ -79,7 +81,8 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<ExitCode> {
         Some(image) => image.clone(),
         None => guest::build(guest::DEFAULT_IMAGE)?,
     };
-    let disks = if arguments.disk.is_empty() { vec![disk::demo()?] } else { arguments.disk.clone() };
+    let disks =
+        if arguments.disk.is_empty() { vec![disk::demo()?] } else { arguments.disk.clone() };
     let mut append = arguments.append.clone();
     if let Some(commands) = &arguments.exec {
         append = format!("{append} {}", exec_words(commands)?);
@@ -89,8 +92,12 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<ExitCode> {
         Where::Q35 => Machine::Q35,
         Where::Microvm => Machine::Microvm,
         Where::Pc => Machine::Pc,
-        Where::XenPv => return lab::command::shell(lab::Mode::Pv, image, disks, append, arguments.memory),
-        Where::XenPvh => return lab::command::shell(lab::Mode::Pvh, image, disks, append, arguments.memory),
+        Where::XenPv => {
+            return lab::command::shell(lab::Mode::Pv, image, disks, append, arguments.memory);
+        }
+        Where::XenPvh => {
+            return lab::command::shell(lab::Mode::Pvh, image, disks, append, arguments.memory);
+        }
     };
     let mut forwards = arguments.ports.clone();
     if forwards.is_empty() {

@@ -45,7 +45,9 @@ pub(crate) fn check() -> Result<Vec<String>> {
     // The page's program is a crate of the tree, which is built and run as a test: they must not drift apart.
     let example = read(&root, "tests/hello/src/main.rs")?;
     if !read(&root, "docs/test-images.md")?.contains(example.trim_end()) {
-        found.push("docs/test-images.md: its program is not that of tests/hello/src/main.rs".to_owned());
+        found.push(
+            "docs/test-images.md: its program is not that of tests/hello/src/main.rs".to_owned(),
+        );
     }
     for document in documents(&root)? {
         paths_exist(&root, &document, &mut found)?;
@@ -146,7 +148,9 @@ fn ledger(sources: &[Source], architecture: &str, found: &mut Vec<String>) {
         .collect();
     let actual = actual_ledger(sources);
     for name in actual.keys().filter(|name| !listed.contains(*name)) {
-        found.push(format!("ARCHITECTURE.md: the unsafe ledger lacks `{name}` (cargo xtask tidy --fix)"));
+        found.push(format!(
+            "ARCHITECTURE.md: the unsafe ledger lacks `{name}` (cargo xtask tidy --fix)"
+        ));
     }
     for name in listed.iter().filter(|name| !actual.contains_key(*name)) {
         found.push(format!(
@@ -202,7 +206,8 @@ pub(crate) fn fix() -> Result<()> {
 
 /// Structures of the ABI are `repr(C)` (or transparent), and never use types whose size the machine chooses.
 fn abi(sources: &[Source], found: &mut Vec<String>) {
-    for source in sources.iter().filter(|source| source.name.starts_with("drivers/proto/src/abi/")) {
+    for source in sources.iter().filter(|source| source.name.starts_with("drivers/proto/src/abi/"))
+    {
         let code = source.text.split("#[cfg(test)]").next().unwrap_or_default();
         let mut attributes = String::new();
         let mut in_struct = false;
@@ -221,7 +226,10 @@ fn abi(sources: &[Source], found: &mut Vec<String>) {
                 attributes.clear();
             } else if line.starts_with('}') {
                 in_struct = false;
-            } else if in_struct && line.starts_with("pub ") && (line.contains("usize") || line.contains(": bool")) {
+            } else if in_struct
+                && line.starts_with("pub ")
+                && (line.contains("usize") || line.contains(": bool"))
+            {
                 found.push(format!("{place}: a field of the ABI is usize or bool"));
             } else if !line.starts_with("//") && !line.is_empty() && !line.starts_with(')') {
                 attributes.clear();
@@ -231,7 +239,12 @@ fn abi(sources: &[Source], found: &mut Vec<String>) {
 }
 
 /// The crates of this workspace that `manifest` uses are among `allowed`; dev-dependencies are free.
-fn dependencies(manifest: &str, member: &str, allowed: &[&str], found: &mut Vec<String>) -> Result<()> {
+fn dependencies(
+    manifest: &str,
+    member: &str,
+    allowed: &[&str],
+    found: &mut Vec<String>,
+) -> Result<()> {
     let manifest: BTreeMap<String, toml::Value> = toml::from_str(manifest)?;
     let used = manifest.get("dependencies").and_then(toml::Value::as_table);
     for name in used.into_iter().flat_map(toml::Table::keys) {
@@ -243,13 +256,17 @@ fn dependencies(manifest: &str, member: &str, allowed: &[&str], found: &mut Vec<
 }
 
 fn documents(root: &Path) -> Result<Vec<PathBuf>> {
-    let mut files: Vec<PathBuf> = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"].map(|name| root.join(name)).to_vec();
+    let mut files: Vec<PathBuf> =
+        ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"].map(|name| root.join(name)).to_vec();
     if let Ok(entries) = std::fs::read_dir(root.join("docs")) {
         for entry in entries {
             files.push(entry?.path());
         }
     }
-    Ok(files.into_iter().filter(|file| file.extension().is_some_and(|extension| extension == "md")).collect())
+    Ok(files
+        .into_iter()
+        .filter(|file| file.extension().is_some_and(|extension| extension == "md"))
+        .collect())
 }
 
 /// What a document names in backquotes and looks like a path of this tree is one.
@@ -266,7 +283,17 @@ fn paths_exist(root: &Path, document: &Path, found: &mut Vec<String>) -> Result<
             continue;
         }
         for quoted in line.split('`').skip(1).step_by(2) {
-            let tops = ["boot/", "drivers/", "kernel/", "hypervisor-host/", "tests/", "xtask/", "docs/", ".ci/", ".github/"];
+            let tops = [
+                "boot/",
+                "drivers/",
+                "kernel/",
+                "hypervisor-host/",
+                "tests/",
+                "xtask/",
+                "docs/",
+                ".ci/",
+                ".github/",
+            ];
             let is_path = tops.iter().any(|top| quoted.starts_with(top))
                 && !quoted.contains(['*', '{', ' ', '<', '$'])
                 && !quoted.contains("..");
@@ -299,16 +326,25 @@ mod tests {
     fn the_ledger_and_the_tree_must_agree_both_ways() {
         let unsafe_file = source("k/a.rs", "//! A.\n#![expect(unsafe_code)]\n");
         let mut found = Vec::new();
-        ledger(&[unsafe_file], "## Unsafe ledger\n- `k/b.rs`: gone\n## Next\n- `k/a.rs`\n", &mut found);
+        ledger(
+            &[unsafe_file],
+            "## Unsafe ledger\n- `k/b.rs`: gone\n## Next\n- `k/a.rs`\n",
+            &mut found,
+        );
         assert_eq!(found.len(), 2, "{found:?}");
     }
 
     #[test]
     fn the_ledger_is_written_from_the_tree_and_nothing_else_changes() {
-        let files = [source("k/a.rs", "//! A.\n// UNSAFETY: pokes\n// ports.\n#![expect(unsafe_code)]\n")];
-        let before = "# A\ntext\n## Unsafe ledger\n\nWords.\n\n- `k/b.rs`: gone\n\n## Next\n- more\n";
+        let files =
+            [source("k/a.rs", "//! A.\n// UNSAFETY: pokes\n// ports.\n#![expect(unsafe_code)]\n")];
+        let before =
+            "# A\ntext\n## Unsafe ledger\n\nWords.\n\n- `k/b.rs`: gone\n\n## Next\n- more\n";
         let after = with_ledger(before, &actual_ledger(&files));
-        assert_eq!(after, "# A\ntext\n## Unsafe ledger\n\nWords.\n\n- `k/a.rs`: pokes ports\n\n## Next\n- more\n");
+        assert_eq!(
+            after,
+            "# A\ntext\n## Unsafe ledger\n\nWords.\n\n- `k/a.rs`: pokes ports\n\n## Next\n- more\n"
+        );
         assert_eq!(with_ledger(&after, &actual_ledger(&files)), after);
         let made = with_ledger("# A\n", &actual_ledger(&files));
         assert_eq!(made, "# A\n\n## Unsafe ledger\n\n- `k/a.rs`: pokes ports\n");

@@ -39,7 +39,10 @@ fn is_foreign(name: &str) -> bool {
             || name.starts_with("CARGO_")
             || name.starts_with("RUSTUP_")
             || name == "LD_LIBRARY_PATH"
-            || matches!(name, "RUSTC" | "RUSTDOC" | "RUSTFLAGS" | "RUSTC_BOOTSTRAP" | "RUSTC_WRAPPER"))
+            || matches!(
+                name,
+                "RUSTC" | "RUSTDOC" | "RUSTFLAGS" | "RUSTC_BOOTSTRAP" | "RUSTC_WRAPPER"
+            ))
 }
 
 /// A command without the outer cargo's variables; for cargo, rustc and rustup alike.
@@ -76,7 +79,8 @@ impl Pair {
     }
 
     fn print(&self, arguments: &[&str]) -> Option<String> {
-        let output = clean_command(&self.rustc).args(arguments).stderr(Stdio::null()).output().ok()?;
+        let output =
+            clean_command(&self.rustc).args(arguments).stderr(Stdio::null()).output().ok()?;
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
@@ -107,7 +111,8 @@ impl Pair {
     }
 
     fn has_sources(&self) -> bool {
-        self.sysroot().is_some_and(|root| root.join("lib/rustlib/src/rust/library/Cargo.lock").is_file())
+        self.sysroot()
+            .is_some_and(|root| root.join("lib/rustlib/src/rust/library/Cargo.lock").is_file())
     }
 
     fn toolchain(self, build_std: bool) -> Result<Toolchain> {
@@ -119,9 +124,9 @@ impl Pair {
 
     /// `None`: the toolchain brings rust-lld, which the target's specification names.
     fn linker(&self) -> Result<Option<PathBuf>> {
-        let own = self
-            .sysroot()
-            .is_some_and(|root| root.join("lib/rustlib/x86_64-unknown-linux-gnu/bin/rust-lld").is_file());
+        let own = self.sysroot().is_some_and(|root| {
+            root.join("lib/rustlib/x86_64-unknown-linux-gnu/bin/rust-lld").is_file()
+        });
         if own {
             return Ok(None);
         }
@@ -228,7 +233,9 @@ mod tests {
 
     #[test]
     fn the_outer_cargos_variables_do_not_reach_the_guest_build() {
-        for name in ["CARGO", "CARGO_PKG_NAME", "RUSTUP_TOOLCHAIN", "LD_LIBRARY_PATH", "RUSTC_BOOTSTRAP"] {
+        for name in
+            ["CARGO", "CARGO_PKG_NAME", "RUSTUP_TOOLCHAIN", "LD_LIBRARY_PATH", "RUSTC_BOOTSTRAP"]
+        {
             assert!(is_foreign(name), "{name}");
         }
         for name in ["CARGO_HOME", "RUSTUP_HOME", "PATH", "RUST_BACKTRACE"] {

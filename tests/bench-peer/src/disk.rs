@@ -67,11 +67,18 @@ fn mix(count: u64) -> u64 {
 }
 
 /// Reads `/dev/DEVICE` for some seconds; answers how many requests were done, and the microseconds it took.
-pub(crate) fn bench(device: &str, random: bool, size: usize, depth: usize, seconds: u64) -> Result<(u64, u128)> {
+pub(crate) fn bench(
+    device: &str,
+    random: bool,
+    size: usize,
+    depth: usize,
+    seconds: u64,
+) -> Result<(u64, u128)> {
     let path = format!("/dev/{device}");
     let mut file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path)?;
     let bytes = file.seek(SeekFrom::End(0))?;
-    let mut pattern = Pattern { next: 0, random, slots: (bytes / size as u64).max(1), size: size as u64 };
+    let mut pattern =
+        Pattern { next: 0, random, slots: (bytes / size as u64).max(1), size: size as u64 };
     let mut memory = Memory::new(size * depth)?;
     let start = Instant::now();
     let deadline = start + Duration::from_secs(seconds);
@@ -91,10 +98,15 @@ struct Memory {
 
 impl Memory {
     fn new(bytes: usize) -> Result<Self> {
-        let layout = Layout::from_size_align(bytes.max(ALIGNMENT), ALIGNMENT).map_err(Error::other)?;
+        let layout =
+            Layout::from_size_align(bytes.max(ALIGNMENT), ALIGNMENT).map_err(Error::other)?;
         // SAFETY: the size is not zero.
         let start = unsafe { std::alloc::alloc_zeroed(layout) };
-        if start.is_null() { Err(Error::other("out of memory")) } else { Ok(Self { start, layout }) }
+        if start.is_null() {
+            Err(Error::other("out of memory"))
+        } else {
+            Ok(Self { start, layout })
+        }
     }
 
     fn bytes(&mut self) -> &mut [u8] {
@@ -110,7 +122,12 @@ impl Drop for Memory {
     }
 }
 
-fn one_by_one(file: &File, memory: &mut Memory, pattern: &mut Pattern, deadline: Instant) -> Result<u64> {
+fn one_by_one(
+    file: &File,
+    memory: &mut Memory,
+    pattern: &mut Pattern,
+    deadline: Instant,
+) -> Result<u64> {
     let mut done = 0;
     while Instant::now() < deadline {
         file.read_exact_at(memory.bytes(), pattern.offset())?;

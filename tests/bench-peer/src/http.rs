@@ -31,7 +31,9 @@ fn serve(mut stream: &TcpStream) -> Result<()> {
     }
     let path = request.split_whitespace().nth(1).unwrap_or("/");
     let Ok(file) = File::open(format!("/mnt{path}")) else {
-        return stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        return stream.write_all(
+            b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        );
     };
     let mut left = file.metadata()?.len();
     let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {left}\r\nConnection: close\r\n\r\n");
@@ -39,8 +41,9 @@ fn serve(mut stream: &TcpStream) -> Result<()> {
     while left > 0 {
         let count = usize::try_from(left).unwrap_or(usize::MAX).min(1 << 20);
         // SAFETY: two open descriptors, and no offset to write back.
-        let sent =
-            unsafe { libc::sendfile(stream.as_raw_fd(), file.as_raw_fd(), std::ptr::null_mut(), count) };
+        let sent = unsafe {
+            libc::sendfile(stream.as_raw_fd(), file.as_raw_fd(), std::ptr::null_mut(), count)
+        };
         match u64::try_from(sent) {
             Ok(0) => break,
             Ok(sent) => left -= sent.min(left),

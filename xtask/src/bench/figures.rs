@@ -108,7 +108,9 @@ impl Figures {
         );
         for (place, metric, janus, linux) in self.rows() {
             let ratio = match (janus, linux) {
-                (Some(janus), Some(linux)) => format!("{:.2}", metric.ratio(janus.median, linux.median)),
+                (Some(janus), Some(linux)) => {
+                    format!("{:.2}", metric.ratio(janus.median, linux.median))
+                }
                 _ => "-".to_owned(),
             };
             table.push_str(&format!(

@@ -29,9 +29,19 @@ pub(crate) trait Subject {
 
 /// curl's words: throw the body away, say how long it took and how much it was.
 fn curl_words(url: &str) -> Vec<String> {
-    ["-sS", "-f", "--max-time", "60", "-o", "/dev/null", "-w", "%{size_download} %{time_total}", url]
-        .map(str::to_owned)
-        .to_vec()
+    [
+        "-sS",
+        "-f",
+        "--max-time",
+        "60",
+        "-o",
+        "/dev/null",
+        "-w",
+        "%{size_download} %{time_total}",
+        url,
+    ]
+    .map(str::to_owned)
+    .to_vec()
 }
 
 fn measured(text: &str) -> Result<(u64, f64)> {
@@ -68,18 +78,23 @@ impl Subject for InQemu {
     fn ready(&mut self, texts: &[&str]) -> Result<Duration> {
         let mut left: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
         let deadline = self.process.started + BOOT_LIMIT;
-        let found = self.process.console.line(&mut self.cursor, deadline, |line| cross_off(&mut left, line));
+        let found = self
+            .process
+            .console
+            .line(&mut self.cursor, deadline, |line| cross_off(&mut left, line));
         match found {
             Ok(((), at)) => Ok(at - self.process.started),
-            Err(missed) => {
-                Err(anyhow!("the guest {missed} before it was ready:{}", self.process.console.tail(8)))
-            }
+            Err(missed) => Err(anyhow!(
+                "the guest {missed} before it was ready:{}",
+                self.process.console.tail(8)
+            )),
         }
     }
     fn ask(&mut self, line: &str, answer: &str) -> Result<String> {
         self.stdin.write_all(format!("{line}\n").as_bytes())?;
         let deadline = Instant::now() + LIMIT;
-        let found = self.process.console.line(&mut self.cursor, deadline, |line| after(line, answer));
+        let found =
+            self.process.console.line(&mut self.cursor, deadline, |line| after(line, answer));
         found.map(|(text, _)| text).map_err(|missed| {
             anyhow!("`{line}`: the guest {missed}:{}", self.process.console.tail(8))
         })
@@ -120,7 +135,8 @@ impl<'a> InLab<'a> {
 impl Subject for InLab<'_> {
     fn ready(&mut self, texts: &[&str]) -> Result<Duration> {
         let mut left: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
-        let ((), at) = self.lab.guest_line(&mut self.guest, LIMIT, |line| cross_off(&mut left, line))?;
+        let ((), at) =
+            self.lab.guest_line(&mut self.guest, LIMIT, |line| cross_off(&mut left, line))?;
         Ok(at - self.started)
     }
     fn ask(&mut self, line: &str, answer: &str) -> Result<String> {
@@ -132,7 +148,9 @@ impl Subject for InLab<'_> {
         Ok(text)
     }
     fn fetch(&mut self, path: &str) -> Result<(u64, f64)> {
-        let words = curl_words(&format!("http://10.0.0.2{path}")).join(" ").replace("%{size_download} %{time_total}", "'%{size_download} %{time_total}'");
+        let words = curl_words(&format!("http://10.0.0.2{path}"))
+            .join(" ")
+            .replace("%{size_download} %{time_total}", "'%{size_download} %{time_total}'");
         let (status, text) = self.lab.run(&format!("curl {words}"), LIMIT)?;
         if status != 0 {
             bail!("curl in dom0 ended with {status}: {}", text.trim());

@@ -195,7 +195,8 @@ impl Bench<'_> {
         };
         let mut lab = Lab::start(&setup, Echo::Quiet)?;
         // From memory: the disk of the emulated machine is not what is measured.
-        let (status, text) = lab.run("dd if=/dev/vda of=/dev/ram0 bs=1M", Duration::from_secs(60))?;
+        let (status, text) =
+            lab.run("dd if=/dev/vda of=/dev/ram0 bs=1M", Duration::from_secs(60))?;
         if status != 0 {
             bail!("in dom0: {text}");
         }
@@ -208,7 +209,9 @@ impl Bench<'_> {
                     Side::Linux => (
                         "linux",
                         Some("/images/initramfs".to_owned()),
-                        format!("console=hvc0 quiet panic=-1 peer_disk=xvda peer_address={address}"),
+                        format!(
+                            "console=hvc0 quiet panic=-1 peer_disk=xvda peer_address={address}"
+                        ),
                     ),
                 };
                 let domain = Domain {
@@ -247,9 +250,16 @@ impl Bench<'_> {
             (Metric::Random1, "random", 4096, 1),
             (Metric::Random32, "random", 4096, 32),
         ] {
-            let answer = subject.ask(&format!("bench {disk} {pattern} {size} {depth} {seconds}"), "janus-bench: ")?;
+            let answer = subject.ask(
+                &format!("bench {disk} {pattern} {size} {depth} {seconds}"),
+                "janus-bench: ",
+            )?;
             let rate = rate(&answer)?;
-            let value = if metric == Metric::Sequential { rate * f64::from(size) / f64::from(1 << 20) } else { rate };
+            let value = if metric == Metric::Sequential {
+                rate * f64::from(size) / f64::from(1 << 20)
+            } else {
+                rate
+            };
             self.figures.add(place.name(), metric, side, value);
         }
         for number in 0..=FETCHES {
@@ -266,8 +276,11 @@ impl Bench<'_> {
 
 /// Requests a second, of `{"requests":N,"us":N,...}`.
 fn rate(answer: &str) -> Result<f64> {
-    let value: serde_json::Value = serde_json::from_str(answer).with_context(|| answer.to_owned())?;
-    let number = |name: &str| value.get(name).and_then(serde_json::Value::as_f64).context("a number is missing");
+    let value: serde_json::Value =
+        serde_json::from_str(answer).with_context(|| answer.to_owned())?;
+    let number = |name: &str| {
+        value.get(name).and_then(serde_json::Value::as_f64).context("a number is missing")
+    };
     Ok(number("requests")? * 1e6 / number("us")?)
 }
 

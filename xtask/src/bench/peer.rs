@@ -54,7 +54,8 @@ fn program() -> Result<PathBuf> {
 /// A package is missing, or the build fails.
 pub(crate) fn make(name: &str, modules: &[&str]) -> Result<Peer> {
     packages::ensure(&[packages::CLOUD])?;
-    let kernel = packages::newest("/boot/vmlinuz-6.1.0-*-cloud-amd64").context("no cloud kernel in /boot")?;
+    let kernel = packages::newest("/boot/vmlinuz-6.1.0-*-cloud-amd64")
+        .context("no cloud kernel in /boot")?;
     let version = lab::kernel_version(&kernel)?;
     let mut archive = Cpio::default();
     for directory in ["proc", "sys", "dev", "mnt"] {

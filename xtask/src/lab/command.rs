@@ -95,7 +95,10 @@ pub(crate) fn xen(arguments: &XenArguments) -> Result<()> {
         ramdisk: arguments.ramdisk.as_ref().map(|_| "/images/ramdisk".to_owned()),
         command_line,
         memory_mib: arguments.memory,
-        disks: ('a'..='z').take(arguments.disk.len()).map(|letter| format!("/dev/vd{letter}")).collect(),
+        disks: ('a'..='z')
+            .take(arguments.disk.len())
+            .map(|letter| format!("/dev/vd{letter}"))
+            .collect(),
         network: arguments.net,
     })?;
     if let Some(text) = &arguments.wait_for {
@@ -113,8 +116,13 @@ pub(crate) fn xen(arguments: &XenArguments) -> Result<()> {
         .lines()
         .filter(|line| line.starts_with("(XEN)") && line.contains("d1"))
         .fold(String::new(), |all, line| all + "\n" + line);
-    let reason = ended.reason.context("the guest could not be created (see xl's messages above)")?;
-    eprintln!("janus: the guest ended: {} ({reason}), {:.1} s after the start{said_by_xen}", reason_name(reason), lab.age());
+    let reason =
+        ended.reason.context("the guest could not be created (see xl's messages above)")?;
+    eprintln!(
+        "janus: the guest ended: {} ({reason}), {:.1} s after the start{said_by_xen}",
+        reason_name(reason),
+        lab.age()
+    );
     if reason > 1 {
         bail!("the guest ended with {}", reason_name(reason));
     }
@@ -131,7 +139,10 @@ impl RawTerminal {
     fn enter() -> Option<Self> {
         let stty = |words: &[&str]| {
             let output = Command::new("stty").args(words).stdin(Stdio::inherit()).output().ok()?;
-            output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+            output
+                .status
+                .success()
+                .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
         };
         let before = stty(&["-g"])?;
         stty(&["raw", "-echo"])?;
@@ -186,7 +197,11 @@ pub(crate) fn shell(
     let newline: &[u8] = if raw.is_some() { b"\r\n" } else { b"\n" };
     loop {
         // Whatever is there, at least every 20 ms: a prompt has no newline.
-        let _ = lab.output.contains(from, "lab: ended guest ", Instant::now() + Duration::from_millis(20));
+        let _ = lab.output.contains(
+            from,
+            "lab: ended guest ",
+            Instant::now() + Duration::from_millis(20),
+        );
         let text = lab.output.text();
         let fresh = text.get(from..).unwrap_or_default();
         let (shown, reason) = match fresh.split_once("lab: ended guest ") {

@@ -26,8 +26,18 @@ const BINARIES: &[&str] =
     &["xl", "xenstored", "xenconsoled", "xenconsole", "xen-init-dom0", "libxl-save-helper"];
 const XENSTORE: &[&str] = &["ls", "read", "write", "list", "chmod", "rm", "exists", "watch"];
 const MODULES: &[&str] = &[
-    "xen-privcmd", "xenfs", "xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-blkback", "xen-netback",
-    "loop", "brd", "virtio_pci", "virtio_console", "virtio_blk",
+    "xen-privcmd",
+    "xenfs",
+    "xen-evtchn",
+    "xen-gntdev",
+    "xen-gntalloc",
+    "xen-blkback",
+    "xen-netback",
+    "loop",
+    "brd",
+    "virtio_pci",
+    "virtio_console",
+    "virtio_blk",
 ];
 
 const INIT: &str = include_str!("init.sh");
@@ -41,7 +51,8 @@ const VIF_SCRIPT: &str = include_str!("vif.sh");
 pub(crate) fn assemble() -> Result<Parts> {
     packages::ensure(&[packages::XEN])?;
     let cache = paths::cache("lab")?;
-    let source = packages::newest("/boot/vmlinuz-6.1.0-*-amd64").context("no dom0 kernel in /boot")?;
+    let source =
+        packages::newest("/boot/vmlinuz-6.1.0-*-amd64").context("no dom0 kernel in /boot")?;
     let version = kernel_version(&source)?;
     let hypervisor = Path::new("/boot/xen-4.17-amd64.gz");
     let parts = Parts {
@@ -122,7 +133,18 @@ fn unpack_kernel(source: &Path, target: &Path) -> Result<()> {
 fn base(version: &str) -> Result<Vec<u8>> {
     eprintln!("janus: assembling dom0 from Debian packages");
     let mut archive = Cpio::default();
-    for directory in ["proc", "sys", "dev", "run", "tmp", "etc", "images", "var/log/xen", "var/lib/xen", "var/lock"] {
+    for directory in [
+        "proc",
+        "sys",
+        "dev",
+        "run",
+        "tmp",
+        "etc",
+        "images",
+        "var/log/xen",
+        "var/lib/xen",
+        "var/lock",
+    ] {
         archive.directory(directory);
     }
     archive.symlink("var/run", "../run");
@@ -176,9 +198,8 @@ pub(crate) fn modules(version: &str, names: &[&str]) -> Result<Vec<PathBuf>> {
     let modprobe = paths::program(&["modprobe"]).context("no modprobe")?;
     let mut files: Vec<PathBuf> = Vec::new();
     for name in names {
-        let shown = process::output(
-            Command::new(&modprobe).args(["-S", version, "--show-depends", name]),
-        )?;
+        let shown =
+            process::output(Command::new(&modprobe).args(["-S", version, "--show-depends", name]))?;
         for file in shown.lines().filter_map(|line| line.strip_prefix("insmod ")) {
             let file = PathBuf::from(file.trim());
             if !files.contains(&file) {

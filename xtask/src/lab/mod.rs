@@ -108,21 +108,31 @@ impl Lab {
         let mut initramfs = std::fs::read(&parts.base)?;
         let mut archive = Cpio::default();
         for (name, file) in &setup.images {
-            let contents = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+            let contents =
+                std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
             archive.file(&format!("images/{name}"), &contents);
         }
         initramfs.extend(archive.finish());
         let initrd = directory.join("dom0.cpio");
         std::fs::write(&initrd, initramfs)?;
         // Below the limit for socket paths wherever the workspace lies.
-        let socket = std::env::temp_dir().join(format!("janus-lab-{}-{}", std::process::id(), unique()));
+        let socket =
+            std::env::temp_dir().join(format!("janus-lab-{}-{}", std::process::id(), unique()));
         let listener = UnixListener::bind(&socket).context("cannot make the lab's socket")?;
 
         let or = |value: u32, usual: u32| if value == 0 { usual } else { value };
         let mut qemu = Command::new("qemu-system-x86_64");
         qemu.args(["-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "1", "-m"])
             .arg(or(setup.machine_mib, 1024).to_string())
-            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"])
+            .args([
+                "-nodefaults",
+                "-no-user-config",
+                "-display",
+                "none",
+                "-no-reboot",
+                "-serial",
+                "stdio",
+            ])
             .arg("-kernel")
             .arg(&parts.xen)
             .arg("-append")
@@ -138,7 +148,12 @@ impl Lab {
             ))
             .arg("-chardev")
             .arg(format!("socket,id=lab,path={}", socket.display()))
-            .args(["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=lab,name=lab"])
+            .args([
+                "-device",
+                "virtio-serial-pci",
+                "-device",
+                "virtserialport,chardev=lab,name=lab",
+            ])
             .stdin(Stdio::null());
         for (index, disk) in setup.disks.iter().enumerate() {
             qemu.arg("-drive")
@@ -195,7 +210,9 @@ impl Lab {
         let number = self.next;
         self.next += 1;
         let mut cursor = self.output.position();
-        self.port.write_all(format!("{number} {command}\n").as_bytes()).context("the lab is gone")?;
+        self.port
+            .write_all(format!("{number} {command}\n").as_bytes())
+            .context("the lab is gone")?;
         let done = format!("lab: done {number} ");
         let mut printed = String::new();
         let (status, _) = self
@@ -235,7 +252,8 @@ impl Lab {
     pub(crate) fn create_paused(&mut self, domain: &Domain) -> Result<Guest> {
         self.configure(domain)?;
         let start = self.output.position();
-        let (status, text) = self.run(&format!("paused {}", domain.name), Duration::from_secs(30))?;
+        let (status, text) =
+            self.run(&format!("paused {}", domain.name), Duration::from_secs(30))?;
         if status != 0 {
             bail!("xl create: {}", text.trim());
         }
@@ -243,7 +261,8 @@ impl Lab {
     }
 
     fn configure(&mut self, domain: &Domain) -> Result<()> {
-        let command = format!("printf '%b' '{}' >/run/{}.cfg", escaped(&domain.config()), domain.name);
+        let command =
+            format!("printf '%b' '{}' >/run/{}.cfg", escaped(&domain.config()), domain.name);
         self.run(&command, Duration::from_secs(10))?;
         Ok(())
     }
@@ -302,7 +321,9 @@ impl Lab {
             Ok((None, _)) => Err(anyhow!("the guest ended")),
             Err(missed) => Err(anyhow!("the guest {missed}")),
         }
-        .map_err(|error| error.context(format!("last lines:{}", crate::console::tail(&self.said(guest), 12))))
+        .map_err(|error| {
+            error.context(format!("last lines:{}", crate::console::tail(&self.said(guest), 12)))
+        })
     }
 
     /// Waits for a guest's end; destroys it at the time limit.
@@ -320,7 +341,10 @@ impl Lab {
             Err(Missed::Timeout) => {
                 let said = crate::console::tail(&self.said(guest), 15);
                 self.destroy(guest)?;
-                bail!("the guest did not end within {:.0} s; last lines:{said}", limit.as_secs_f32())
+                bail!(
+                    "the guest did not end within {:.0} s; last lines:{said}",
+                    limit.as_secs_f32()
+                )
             }
             Err(missed) => Err(self.failure("the lab died under a guest", missed)),
         }
@@ -335,7 +359,9 @@ impl Lab {
         let marker = format!("lab: ended {} ", guest.name);
         let deadline = Instant::now() + Duration::from_secs(10);
         self.output
-            .line(&mut guest.start.clone(), deadline, |line| line.starts_with(&marker).then_some(()))
+            .line(&mut guest.start.clone(), deadline, |line| {
+                line.starts_with(&marker).then_some(())
+            })
             .map_err(|missed| self.failure("a destroyed guest is still there", missed))?;
         Ok(())
     }
@@ -346,7 +372,9 @@ impl Lab {
         let mut out = String::new();
         for line in text.get(guest.start..).unwrap_or_default().lines() {
             let rest = line.strip_prefix(guest.name.as_str());
-            if let Some(line) = rest.and_then(|rest| rest.strip_prefix("| ").or(rest.strip_prefix("! "))) {
+            if let Some(line) =
+                rest.and_then(|rest| rest.strip_prefix("| ").or(rest.strip_prefix("! ")))
+            {
                 out.push_str(line);
                 out.push('\n');
             }
@@ -391,7 +419,15 @@ pub(crate) fn dom0_smoke(mode: Mode, image: &Path, command_line: &str) -> Result
     };
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args(["-accel", "tcg", "-M", machine, "-cpu", CPU, "-smp", "1", "-m", "512"])
-        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"])
+        .args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-serial",
+            "stdio",
+        ])
         .arg("-kernel")
         .arg(&parts.xen)
         .arg("-append")
@@ -426,7 +462,9 @@ impl Domain {
             .iter()
             .zip('a'..='z')
             .map(|(device, letter)| {
-                format!("\"format=raw,vdev=xvd{letter},access=rw,script=janus-block,target={device}\"")
+                format!(
+                    "\"format=raw,vdev=xvd{letter},access=rw,script=janus-block,target={device}\""
+                )
             })
             .collect();
         let _ = writeln!(text, "disk=[{}]", disks.join(","));

@@ -219,13 +219,17 @@ fn row(name: &str, data: &RowData) -> Result<Row> {
 /// It cannot be read, or says something unknown.
 pub(crate) fn load() -> Result<Matrix> {
     let file = paths::root().join("tests/matrix.toml");
-    let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let text = std::fs::read_to_string(&file)
+        .with_context(|| format!("cannot read {}", file.display()))?;
     toml::from_str(&text).with_context(|| format!("in {}", file.display()))
 }
 
 impl Matrix {
     /// The packages of the images that `wanted` may need, each once: by rows, groups and, if known, the name.
-    pub(crate) fn images(&self, wanted: impl Fn(&[String], &[String], Option<&str>) -> bool) -> Vec<String> {
+    pub(crate) fn images(
+        &self,
+        wanted: impl Fn(&[String], &[String], Option<&str>) -> bool,
+    ) -> Vec<String> {
         let cases = self
             .test
             .iter()
@@ -264,7 +268,10 @@ impl Matrix {
             }
             for ended in tests.ends.keys() {
                 if !names.contains(ended) {
-                    bail!("tests/matrix.toml speaks of {ended}, which {} does not list", tests.image);
+                    bail!(
+                        "tests/matrix.toml speaks of {ended}, which {} does not list",
+                        tests.image
+                    );
                 }
             }
             cases.extend(names.iter().map(|name| tests.case(name)));
@@ -332,7 +339,10 @@ mod tests {
         });
         let instances = instances.unwrap();
         for name in matrix.row.keys() {
-            assert!(instances.iter().any(|instance| instance.row_name == *name), "no test on {name}");
+            assert!(
+                instances.iter().any(|instance| instance.row_name == *name),
+                "no test on {name}"
+            );
         }
     }
 

@@ -44,8 +44,12 @@ pub(crate) fn judge(case: &Case, expect: &[String], run: &Run) -> (Outcome, Stri
         let said = reports(&run.console)
             .filter_map(|report| {
                 let outcome = report.get("outcome")?.as_str()?.to_owned();
-                (outcome != "success")
-                    .then(|| format!("{outcome}: {}", report.get("detail").and_then(|d| d.as_str()).unwrap_or_default()))
+                (outcome != "success").then(|| {
+                    format!(
+                        "{outcome}: {}",
+                        report.get("detail").and_then(|d| d.as_str()).unwrap_or_default()
+                    )
+                })
             })
             .last();
         let outcome = run.code.map_or(Outcome::Failure, Outcome::from_code).max(Outcome::Failure);
@@ -56,7 +60,11 @@ pub(crate) fn judge(case: &Case, expect: &[String], run: &Run) -> (Outcome, Stri
         return (Outcome::Failure, format!("the console holds {found:?}; last lines:{last}"));
     }
     if run.refused != case.refused {
-        let what = if run.refused { "the loader refused the image" } else { "the loader did not refuse the image" };
+        let what = if run.refused {
+            "the loader refused the image"
+        } else {
+            "the loader did not refuse the image"
+        };
         return (Outcome::Failure, format!("{what}; last lines:{last}"));
     }
     if run.killed || run.refused {
@@ -66,7 +74,8 @@ pub(crate) fn judge(case: &Case, expect: &[String], run: &Run) -> (Outcome, Stri
     if let (Some(code), Some(reported)) = (run.code, reported)
         && code.min(15) != reported.min(15)
     {
-        let what = format!("the machine's code is {code}, the reported one {reported}; last lines:{last}");
+        let what =
+            format!("the machine's code is {code}, the reported one {reported}; last lines:{last}");
         return (Outcome::Failure, what);
     }
     match reported.or(run.code) {

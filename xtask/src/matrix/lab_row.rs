@@ -41,7 +41,10 @@ impl Place for XenPlace<'_> {
     }
     fn fetch(&mut self, path: &str, deadline: Instant) -> Result<Fetched> {
         let words = steps::curl_words(&format!("http://10.0.0.2{path}"), "/tmp/fetched", deadline);
-        let command = format!("rm -f /tmp/fetched; curl {} && echo && sha256sum /tmp/fetched", words.join(" "));
+        let command = format!(
+            "rm -f /tmp/fetched; curl {} && echo && sha256sum /tmp/fetched",
+            words.join(" ")
+        );
         let (status, text) = self.lab.run(&command, left(deadline))?;
         if status != 0 {
             bail!("curl in dom0: {}", text.trim());
@@ -116,11 +119,17 @@ impl Bench {
     }
 
     /// Creates a guest, lets dom0 do something to it, and lets it run.
-    fn create_prepared(&mut self, domain: &Domain, before: &[String], deadline: Instant) -> Result<Guest> {
+    fn create_prepared(
+        &mut self,
+        domain: &Domain,
+        before: &[String],
+        deadline: Instant,
+    ) -> Result<Guest> {
         let guest = self.lab.create_paused(domain)?;
         let (_, id) = self.lab.run(&format!("xl domid {}", domain.name), left(deadline))?;
         for command in before {
-            let (status, text) = self.lab.run(&command.replace("{id}", id.trim()), left(deadline))?;
+            let (status, text) =
+                self.lab.run(&command.replace("{id}", id.trim()), left(deadline))?;
             if status != 0 {
                 bail!("`{command}` in dom0 ended with {status}: {}", text.trim());
             }

@@ -31,7 +31,9 @@ pub(crate) struct Selection {
 
 impl Selection {
     fn takes(&self, instance: &Instance) -> bool {
-        let any = |list: &[String], hit: &dyn Fn(&String) -> bool| list.is_empty() || list.iter().any(hit);
+        let any = |list: &[String], hit: &dyn Fn(&String) -> bool| {
+            list.is_empty() || list.iter().any(hit)
+        };
         any(&self.rows, &|row| *row == instance.row_name)
             && any(&self.groups, &|group| instance.case.groups.contains(group))
             && any(&self.names, &|name| instance.case.name.contains(name.as_str()))
@@ -41,7 +43,9 @@ impl Selection {
 /// The packages of the images that `selection` needs.
 pub(crate) fn images(matrix: &data::Matrix, selection: &Selection) -> Vec<String> {
     matrix.images(|rows, groups, name| {
-        let any = |list: &[String], hit: &dyn Fn(&String) -> bool| list.is_empty() || list.iter().any(hit);
+        let any = |list: &[String], hit: &dyn Fn(&String) -> bool| {
+            list.is_empty() || list.iter().any(hit)
+        };
         any(&selection.rows, &|row| rows.contains(row))
             && any(&selection.groups, &|group| groups.contains(group))
             && name.is_none_or(|name| any(&selection.names, &|part| name.contains(part.as_str())))
@@ -114,7 +118,8 @@ pub(crate) fn run_all(
 
 fn note(instance: &Instance, run: Result<judge::Run>, start: Instant, results: &Results) {
     let judged = run.and_then(|run| {
-        let expect: Result<Vec<String>> = instance.case.expect.iter().map(|text| disks::fill_in(text)).collect();
+        let expect: Result<Vec<String>> =
+            instance.case.expect.iter().map(|text| disks::fill_in(text)).collect();
         Ok(judge::judge(&instance.case, &expect?, &run))
     });
     let (outcome, detail) = judged.unwrap_or_else(|error| (Outcome::Error, format!("{error:#}")));
@@ -122,7 +127,8 @@ fn note(instance: &Instance, run: Result<judge::Run>, start: Instant, results: &
 }
 
 fn run_single(instance: &Instance, images: &BTreeMap<String, PathBuf>) -> Result<judge::Run> {
-    let mut image = images.get(&instance.case.image).context("an image that was not built")?.clone();
+    let mut image =
+        images.get(&instance.case.image).context("an image that was not built")?.clone();
     if let Some(bytes) = instance.case.cut_image_to {
         image = qemu_row::cut(&image, bytes)?;
     }

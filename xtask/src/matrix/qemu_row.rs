@@ -88,9 +88,8 @@ pub(crate) fn run(instance: &Instance, image: &Path) -> Result<Run> {
         vm.disks.push(Disk { file: disks::image(*kind)?, keep_writes: false });
     }
     let mut command = vm.command();
-    let monitor = wants_monitor(case).then(|| {
-        std::env::temp_dir().join(format!("janus-monitor-{}-{port}", std::process::id()))
-    });
+    let monitor = wants_monitor(case)
+        .then(|| std::env::temp_dir().join(format!("janus-monitor-{}-{port}", std::process::id())));
     if let Some(path) = &monitor {
         command.arg("-monitor").arg(format!("unix:{},server=on,wait=off", path.display()));
     }
@@ -145,7 +144,11 @@ fn finish(outcome: &mut Run, process: &mut Process, deadline: Instant, case: &Ca
 ///
 /// # Errors
 /// The machine cannot be set up; what happens in it is in the [`Run`].
-pub(crate) fn run_as_dom0(instance: &Instance, image: &Path, mode: crate::lab::Mode) -> Result<Run> {
+pub(crate) fn run_as_dom0(
+    instance: &Instance,
+    image: &Path,
+    mode: crate::lab::Mode,
+) -> Result<Run> {
     let case = &instance.case;
     let mut command = crate::lab::dom0_smoke(mode, image, &command_line(case)?)?;
     let mut process = process::spawn(command.stdin(Stdio::null()), Echo::Quiet)?;
@@ -153,13 +156,16 @@ pub(crate) fn run_as_dom0(instance: &Instance, image: &Path, mode: crate::lab::M
     let mut outcome = Run::default();
     // QEMU does not end with a dom0 that powers off: Xen halts. Xen's own words say that it did.
     let ended = process.console.line(&mut 0, deadline, |line| {
-        (line.contains("Hardware Dom0 halted") || line.contains("Hardware Dom0 crashed") || line.contains("Panic on CPU"))
-            .then_some(())
+        (line.contains("Hardware Dom0 halted")
+            || line.contains("Hardware Dom0 crashed")
+            || line.contains("Panic on CPU"))
+        .then_some(())
     });
     match ended {
         Ok(_) | Err(crate::console::Missed::Closed) => {}
         Err(crate::console::Missed::Timeout) => {
-            outcome.trouble = Some(format!("killed after {} s: it did not end by itself", case.timeout_s));
+            outcome.trouble =
+                Some(format!("killed after {} s: it did not end by itself", case.timeout_s));
         }
     }
     process.kill();

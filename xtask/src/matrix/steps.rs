@@ -96,7 +96,11 @@ pub(crate) fn curl_words(url: &str, file: &str, deadline: Instant) -> Vec<String
 /// curl fails: no connection, or less than the promised length.
 pub(crate) fn fetch_here(url: &str, deadline: Instant) -> Result<Fetched> {
     let curl = paths::program(&["curl"]).context("no curl (install curl)")?;
-    let file = paths::cache("fetch")?.join(format!("{}-{:?}", std::process::id(), std::thread::current().id()));
+    let file = paths::cache("fetch")?.join(format!(
+        "{}-{:?}",
+        std::process::id(),
+        std::thread::current().id()
+    ));
     let result = fetch_into(&curl, url, &file, deadline);
     // It may not exist, if nothing arrived.
     let _ = std::fs::remove_file(&file);

@@ -67,7 +67,8 @@ fn entry(results: &Results, name: &str, command: &mut Command, minutes: u64) {
             entry.failed = if ok { failed } else { failed.max(1) };
             if !ok {
                 entry.outcome = Outcome::Failure;
-                let log = paths::cache("log").map(|dir| dir.join(format!("{}.log", name.replace([' ', '/'], "-"))));
+                let log = paths::cache("log")
+                    .map(|dir| dir.join(format!("{}.log", name.replace([' ', '/'], "-"))));
                 let kept = log.and_then(|log| {
                     std::fs::write(&log, format!("{out}\n{errors}"))?;
                     Ok(log)
@@ -102,7 +103,12 @@ fn skip(results: &Results, name: &str, reason: &str) {
 
 /// Every crate's own tests, with the documents' examples.
 pub(super) fn unit_tests(results: &Results) {
-    entry(results, "cargo test", cargo().args(["test", "--workspace", "--locked", "--no-fail-fast"]), 10);
+    entry(
+        results,
+        "cargo test",
+        cargo().args(["test", "--workspace", "--locked", "--no-fail-fast"]),
+        10,
+    );
 }
 
 /// The lock-free code under loom's scheduler, in a target directory of its own: the flag changes every crate.
@@ -137,7 +143,8 @@ pub(super) fn miri(results: &Results) {
         std::env::var_os("JANUS_NO_INSTALL").is_none() && {
             println!("... miri: rustup component add miri rust-src (nightly)");
             let mut add = clean_command(&rustup);
-            add.args(["component", "add", "--toolchain", "nightly", "miri", "rust-src"]).stdin(Stdio::null());
+            add.args(["component", "add", "--toolchain", "nightly", "miri", "rust-src"])
+                .stdin(Stdio::null());
             process::output(&mut add).is_ok()
         }
     };
@@ -151,7 +158,17 @@ pub(super) fn miri(results: &Results) {
         .stdin(Stdio::null())
         .env("MIRIFLAGS", "-Zmiri-disable-isolation")
         .env("PROPTEST_CASES", "4")
-        .args(["run", "nightly", "cargo", "miri", "test", "-p", "janus-proto", "--lib", "--target-dir"])
+        .args([
+            "run",
+            "nightly",
+            "cargo",
+            "miri",
+            "test",
+            "-p",
+            "janus-proto",
+            "--lib",
+            "--target-dir",
+        ])
         .arg(paths::root().join("target/miri"));
     entry(results, "miri", &mut command, 8);
 }
@@ -239,7 +256,9 @@ mod tests {
 
     #[test]
     fn every_binary_of_the_fuzzing_package_is_a_target() {
-        let names = fuzz_targets("[package]\nname = 'x'\n[[bin]]\nname = 'a'\n[[bin]]\nname = 'b'\n").unwrap();
+        let names =
+            fuzz_targets("[package]\nname = 'x'\n[[bin]]\nname = 'a'\n[[bin]]\nname = 'b'\n")
+                .unwrap();
         assert_eq!(names, ["a", "b"]);
         assert!(fuzz_targets("[package]\nname = 'x'\n").is_err());
     }

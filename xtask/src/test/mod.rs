@@ -88,7 +88,8 @@ pub(crate) fn ci() -> Result<ExitCode> {
 }
 
 fn levels(arguments: &TestArguments, results: &Results) -> Result<()> {
-    let narrowed = !(arguments.row.is_empty() && arguments.group.is_empty() && arguments.name.is_empty());
+    let narrowed =
+        !(arguments.row.is_empty() && arguments.group.is_empty() && arguments.name.is_empty());
     let chosen: Vec<Level> = match (&*arguments.level, narrowed || arguments.list) {
         ([], true) => vec![Level::Matrix],
         ([], false) => LEVELS.to_vec(),
