@@ -95,7 +95,7 @@ fn strip(linked: &[u8]) -> Result<Vec<u8>> {
     let mut header = *header;
     header.e_shoff = U64::new(LE, table_at);
     header.e_shnum = U16::new(LE, u16::try_from(headers.len())?);
-    let names = new_index(usize::try_from(name_of.0)?).context("the section names are lost")?;
+    let names = new_index(name_of.0).context("the section names are lost")?;
     header.e_shstrndx = U16::new(LE, SymbolSection(u16::try_from(names)?));
     let bytes = object::pod::bytes_of(&header);
     image.get_mut(..bytes.len()).context("no room for the header")?.copy_from_slice(bytes);

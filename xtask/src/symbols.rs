@@ -56,6 +56,7 @@ fn readable(mangled: &str) -> String {
 }
 
 /// The table of `functions`, sorted by address, with no name longer than `longest` bytes.
+#[expect(clippy::indexing_slicing, reason = "lengths and counts of these very slices")]
 fn encode(functions: &[(u64, String)], longest: usize) -> Vec<u8> {
     let base = functions.first().map_or(0, |(address, _)| *address);
     // Shared prefixes first, then pairs of codes over what is left.
@@ -92,6 +93,7 @@ fn encode(functions: &[(u64, String)], longest: usize) -> Vec<u8> {
 }
 
 /// Replaces the most frequent pair of codes by a new code, until there are no codes left.
+#[expect(clippy::indexing_slicing, reason = "both positions stay below the length, the loop's condition")]
 fn compress(texts: &mut [Vec<u8>]) -> [[u8; 2]; PAIRS] {
     let mut pairs = [[0; 2]; PAIRS];
     for (index, slot) in pairs.iter_mut().enumerate() {

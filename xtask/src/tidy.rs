@@ -119,7 +119,7 @@ fn opens_ledger(line: &str) -> bool {
     line.starts_with('#') && line.to_lowercase().contains("unsafe ledger")
 }
 
-/// What a module's `// UNSAFETY:` comment says, in one line.
+/// What a module says of its opting in, in one line.
 fn reason(text: &str) -> String {
     let mut lines = text.lines().skip_while(|line| !line.starts_with("// UNSAFETY:"));
     let first = lines.next().unwrap_or_default().trim_start_matches("// UNSAFETY:").trim();
