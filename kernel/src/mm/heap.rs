@@ -256,7 +256,7 @@ unsafe impl GlobalAlloc for KernelHeap {
 pub struct HeapStatistics {
     /// Bytes of memory held for small objects.
     pub slab_bytes: usize,
-    /// Objects of each class in use (or in a CPU's magazine); sizes are [`CLASS_SIZES`].
+    /// Objects of each class in use (or in another CPU's magazine); sizes are [`CLASS_SIZES`].
     pub objects: [usize; CLASSES],
     /// Bytes held for objects of middle size.
     pub arena_bytes: usize,
@@ -272,6 +272,12 @@ pub fn statistics() -> HeapStatistics {
         let slabs = SLABS.lock();
         statistics.slab_bytes = slabs.bytes();
         statistics.objects = slabs.objects();
+        // The lock has masked interrupts.
+        // SAFETY: as in `allocate_small`; only read, and for no longer than this block.
+        let magazines = unsafe { &*percpu::current().magazines.0.get() };
+        for (objects, magazine) in statistics.objects.iter_mut().zip(magazines) {
+            *objects -= magazine.count;
+        }
     }
     for arena in MEDIUM.lock().arenas.iter().flatten() {
         statistics.arena_bytes += arena.size();

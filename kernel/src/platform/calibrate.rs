@@ -1,8 +1,8 @@
 //! How fast the TSC and the APIC timer count, measured against the PIT.
 //!
 //! The measurement costs little waiting: [`start`] takes the first sample early in boot, [`finish`] the
-//! second one when the clock is first needed, and [`refine`] a third, tens of milliseconds later, which
-//! makes the first estimate (0.2 % after half a millisecond) fifty times better.
+//! second one when the clock is first needed, and [`refine`] a third, a good while later, which makes the
+//! first estimate (0.2 % after half a millisecond) a hundred times better.
 // UNSAFETY: port I/O.
 #![expect(unsafe_code, reason = "port I/O")]
 
@@ -18,10 +18,13 @@ use crate::irq::apic;
 const PIT_HZ: u64 = 1_193_182;
 /// Counts between the first two samples: half a millisecond.
 const FIRST_COUNTS: u64 = PIT_HZ / 2000;
-/// The counter has 16 bits, so a third sample must come before this many nanoseconds.
-const REFINE_BEFORE_NS: u64 = 50_000_000;
-/// And is worth it after this many.
-const REFINE_AFTER_NS: u64 = 20_000_000;
+/// A third sample is worth it after this many nanoseconds.
+const REFINE_AFTER_NS: u64 = 100_000_000;
+/// And must come before this many: the counter has wrapped by then, and how often is only clear while the
+/// first estimate's error is small beside a turn.
+const REFINE_BEFORE_NS: u64 = 5_000_000_000;
+/// Counts of a whole turn of the counter.
+const TURN: u64 = 1 << 16;
 /// Reads of a PIT that does not move before it is taken for a missing one.
 const PATIENCE: u32 = 2000;
 /// The rate of the APIC timer in QEMU and KVM, for machines without a PIT to measure it.
@@ -167,7 +170,9 @@ pub(crate) fn refine() {
     if now_ns > REFINE_BEFORE_NS {
         return;
     }
-    if let Some(hz) = tsc_hz(first, sample()) {
+    let second = sample();
+    let counts = unwrap_turns(pit_counts(first, second), clock::scale().ns_at(second.tsc) - clock::scale().ns_at(first.tsc));
+    if let Some(hz) = rate(second.tsc - first.tsc, counts) {
         // Time goes on from here at the better rate, without a step.
         let tsc = rdtsc();
         let base_ns = clock::scale().ns_at(tsc);
@@ -182,12 +187,23 @@ fn pit_counts(first: Sample, second: Sample) -> u64 {
 }
 
 fn tsc_hz(first: Sample, second: Sample) -> Option<u64> {
-    let counts = pit_counts(first, second);
+    rate(second.tsc - first.tsc, pit_counts(first, second))
+}
+
+/// The rate of a counter that made `ticks` while the PIT made `counts`; `None` if that is too short to say.
+fn rate(ticks: u64, counts: u64) -> Option<u64> {
     if counts < FIRST_COUNTS {
         return None;
     }
-    let hz = u128::from(second.tsc - first.tsc) * u128::from(PIT_HZ) / u128::from(counts);
-    u64::try_from(hz).ok()
+    u64::try_from(u128::from(ticks) * u128::from(PIT_HZ) / u128::from(counts)).ok()
+}
+
+/// The PIT's counts in about `ns`, of which the counter shows `shown` after some whole turns.
+fn unwrap_turns(shown: u64, ns: u64) -> u64 {
+    let expected = u128::from(ns) * u128::from(PIT_HZ) / 1_000_000_000;
+    let expected = u64::try_from(expected).unwrap_or(u64::MAX);
+    let turns = (expected.saturating_sub(shown) + TURN / 2) / TURN;
+    shown + turns * TURN
 }
 
 /// Reads the PIT between two looks at the TSC, three times, and keeps the reading that took the shortest.
@@ -214,5 +230,27 @@ fn read_pit() -> u16 {
     unsafe {
         outb(COMMAND, 0b1000_0000);
         u16::from_le_bytes([inb(CHANNEL_2), inb(CHANNEL_2)])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_turns_of_the_counter_are_found_from_a_coarse_estimate() {
+        for counts in [0, 1, 65_535, 65_536, 119_318, 1_193_182, 5_900_000] {
+            let exact_ns = counts * 1_000_000_000 / PIT_HZ;
+            for error in [-4_i64, 0, 4] {
+                let ns = exact_ns.saturating_add_signed(exact_ns.cast_signed() / 1000 * error);
+                assert_eq!(unwrap_turns(counts % TURN, ns), counts, "{counts} counts, {error} per mille off");
+            }
+        }
+    }
+
+    #[test]
+    fn a_rate_needs_half_a_millisecond() {
+        assert_eq!(rate(2_600_000_000, PIT_HZ), Some(2_600_000_000));
+        assert_eq!(rate(1000, FIRST_COUNTS - 1), None);
     }
 }
