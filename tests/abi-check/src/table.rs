@@ -502,7 +502,33 @@ fn structures(facts: &mut Vec<Fact>) {
 }
 
 fn device_pages(facts: &mut Vec<Fact>) {
-    offsets!(facts, "struct blkif_sring", 4, xen_io::ring::REQ_PROD => "req_prod", xen_io::ring::REQ_EVENT => "req_event", xen_io::ring::RSP_PROD => "rsp_prod", xen_io::ring::RSP_EVENT => "rsp_event", xen_io::ring::HEADER_WORDS => "ring");
-    offsets!(facts, "struct xencons_interface", 1, xen_io::console::IN.0 => "in", xen_io::console::OUT.0 => "out", xen_io::console::IN_CONS => "in_cons", xen_io::console::IN_PROD => "in_prod", xen_io::console::OUT_CONS => "out_cons", xen_io::console::OUT_PROD => "out_prod");
-    offsets!(facts, "struct xenstore_domain_interface", 1, xen_io::xs_wire::REQ.0 => "req", xen_io::xs_wire::RSP.0 => "rsp", xen_io::xs_wire::REQ_CONS => "req_cons", xen_io::xs_wire::REQ_PROD => "req_prod", xen_io::xs_wire::RSP_CONS => "rsp_cons", xen_io::xs_wire::RSP_PROD => "rsp_prod", xen_io::xs_wire::SERVER_FEATURES => "server_features", xen_io::xs_wire::CONNECTION => "connection", xen_io::xs_wire::ERROR => "error");
+    offsets!(
+        facts, "struct blkif_sring", 4,
+        xen_io::ring::REQ_PROD => "req_prod",
+        xen_io::ring::REQ_EVENT => "req_event",
+        xen_io::ring::RSP_PROD => "rsp_prod",
+        xen_io::ring::RSP_EVENT => "rsp_event",
+        xen_io::ring::HEADER_WORDS => "ring",
+    );
+    offsets!(
+        facts, "struct xencons_interface", 1,
+        xen_io::console::IN.0 => "in",
+        xen_io::console::OUT.0 => "out",
+        xen_io::console::IN_CONS => "in_cons",
+        xen_io::console::IN_PROD => "in_prod",
+        xen_io::console::OUT_CONS => "out_cons",
+        xen_io::console::OUT_PROD => "out_prod",
+    );
+    offsets!(
+        facts, "struct xenstore_domain_interface", 1,
+        xen_io::xs_wire::REQ.0 => "req",
+        xen_io::xs_wire::RSP.0 => "rsp",
+        xen_io::xs_wire::REQ_CONS => "req_cons",
+        xen_io::xs_wire::REQ_PROD => "req_prod",
+        xen_io::xs_wire::RSP_CONS => "rsp_cons",
+        xen_io::xs_wire::RSP_PROD => "rsp_prod",
+        xen_io::xs_wire::SERVER_FEATURES => "server_features",
+        xen_io::xs_wire::CONNECTION => "connection",
+        xen_io::xs_wire::ERROR => "error",
+    );
 }

@@ -1,6 +1,6 @@
 //! Block devices (`xen/include/public/io/blkif.h`), 64-bit layout ("x86_64-abi").
 //!
-//! Ring slots are 112 bytes; the three request layouts share `operation` and a place for `id` that differs in the indirect one.
+//! Ring slots are 112 bytes; the three request layouts share `operation`, `id` and `sector_number`.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
