@@ -16,11 +16,10 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
-use janus_front::virtio::pci::{Capabilities, PciTransport, Vectors, Window};
+use janus_front::virtio::pci::{Capabilities, PciTransport, Vectors};
 use janus_front::virtio::{InitError, Interrupts, Transport};
 use janus_proto::abi::virtio::DeviceId;
 use janus_proto::abi::virtio::pci::{MODERN_DEVICES, TRANSITIONAL_DEVICES, VENDOR};
-use janus_proto::addr::Gpa;
 
 use crate::firmware::{self, WiredLine};
 use crate::irq::ioapic::{self, Line};
@@ -152,20 +151,15 @@ fn start_pci(function: Function, id: DeviceId) -> Result<Option<String>, StartEr
         return Ok(None);
     }
     let capabilities = Capabilities::read(&function)?;
-    let msix = Msix::enable(function);
+    let bars = function.memory_bars();
+    let msix = Msix::enable(function, &bars);
     let vectors = match &msix {
         // One message for configuration changes and one for all queues: a device is served by one task.
         Some(msix) => Vectors::Messages { entries: msix.entries().min(2) },
         None => Vectors::Line,
     };
-    let mut map = |window: Window| {
-        let (base, len) = function.memory_bar(window.bar)?;
-        let end = u64::from(window.offset) + u64::from(window.len);
-        let start = Gpa(base.0.checked_add(u64::from(window.offset))?);
-        if end <= len { pci::map(start, u64::from(window.len)) } else { None }
-    };
     let transport: Box<dyn Transport> =
-        Box::new(PciTransport::new(id, capabilities, vectors, &mut map)?);
+        Box::new(PciTransport::new(id, capabilities, vectors, &mut |window| bars.map(window))?);
     let wake = Arc::new(Wake::new());
     let handlers = match msix {
         Some(msix) => connect_messages(&msix, vectors, transport.interrupts(), &wake)?,

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use janus_front::mmio::MmioRegion;
-use janus_front::virtio::pci::{ConfigSpace, for_each_capability};
+use janus_front::virtio::pci::{ConfigSpace, Window, for_each_capability};
 use janus_proto::addr::Gpa;
 use spin::Once;
 use x86_64::instructions::port::Port;
@@ -175,37 +175,63 @@ impl Function {
         self.write32(COMMAND, command & !COMMAND_NO_LINE | COMMAND_MEMORY | COMMAND_MASTER | line);
     }
 
-    /// Where a memory BAR is and how long; `None` for I/O ports, an unused BAR, and one without an address.
+    /// The memory BARs: where each is and how long.
+    ///
+    /// Looked at once for a device, all together: the device must not answer while a length is asked
+    /// for, and every change of that makes a hypervisor rebuild its map of the machine.
     #[must_use]
-    pub fn memory_bar(&self, bar: u8) -> Option<(Gpa, u64)> {
-        if bar > 5 {
-            return None;
-        }
-        let register = 0x10 + 4 * u16::from(bar);
-        let low = self.read32(register);
-        let wide = low & 0b110 == 0b100;
-        if low & 1 != 0 || (wide && bar == 5) {
-            return None;
-        }
-        let high = if wide { self.read32(register + 4) } else { 0 };
-        // The device must not answer at the address that is written to find the length.
+    pub fn memory_bars(&self) -> MemoryBars {
         let command = self.read32(COMMAND) & 0xffff;
         self.write32(COMMAND, command & !(COMMAND_IO | COMMAND_MEMORY));
-        self.write32(register, u32::MAX);
-        let mask_low = self.read32(register) & !0xf;
-        self.write32(register, low);
-        let mask_high = if wide {
-            self.write32(register + 4, u32::MAX);
-            let mask = self.read32(register + 4);
-            self.write32(register + 4, high);
-            mask
-        } else {
-            u32::MAX
-        };
+        let mut bars = [None; 6];
+        let mut upper_half = false;
+        for (index, bar) in (0u16..).zip(&mut bars) {
+            if upper_half {
+                upper_half = false;
+                continue;
+            }
+            let register = 0x10 + 4 * index;
+            let low = self.read32(register);
+            upper_half = low & 0b111 == 0b100;
+            *bar = self.memory_bar(register, low);
+        }
         self.write32(COMMAND, command);
-        let mask = u64::from(mask_high) << 32 | u64::from(mask_low);
+        MemoryBars(bars)
+    }
+
+    /// The BAR at `register`, which holds `low`; `None` for I/O ports, an unused BAR, one without an address.
+    fn memory_bar(&self, register: u16, low: u32) -> Option<(Gpa, u64)> {
+        let wide = low & 0b110 == 0b100;
+        if low & 1 != 0 || (wide && register == 0x24) {
+            return None;
+        }
+        let length_mask = |register: u16, value: u32| {
+            self.write32(register, u32::MAX);
+            let mask = self.read32(register);
+            self.write32(register, value);
+            mask
+        };
+        let high = if wide { self.read32(register + 4) } else { 0 };
+        let mask_low = length_mask(register, low) & !0xf;
+        let mask_high = if wide { length_mask(register + 4, high) } else { u32::MAX };
         let base = u64::from(high) << 32 | u64::from(low & !0xf);
+        let mask = u64::from(mask_high) << 32 | u64::from(mask_low);
         (mask_low != 0 && base != 0).then(|| (Gpa(base), (!mask).wrapping_add(1)))
+    }
+}
+
+/// The memory BARs of a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryBars([Option<(Gpa, u64)>; 6]);
+
+impl MemoryBars {
+    /// Maps a piece of a BAR; `None` if it is not wholly inside one.
+    #[must_use]
+    pub fn map(&self, window: Window) -> Option<MmioRegion> {
+        let (base, len) = self.0.get(usize::from(window.bar)).copied().flatten()?;
+        let end = u64::from(window.offset) + u64::from(window.len);
+        let start = Gpa(base.0.checked_add(u64::from(window.offset))?);
+        if end <= len { map(start, u64::from(window.len)) } else { None }
     }
 }
 
@@ -275,11 +301,12 @@ pub struct Msix {
 
 /// Bytes of a table entry.
 const ENTRY: usize = 16;
+const ENTRY_BYTES: u32 = 16;
 
 impl Msix {
     /// Finds the table, masks all entries, and switches MSI-X on; `None` if the function has none.
     #[must_use]
-    pub fn enable(function: Function) -> Option<Self> {
+    pub fn enable(function: Function, bars: &MemoryBars) -> Option<Self> {
         let mut capability = None;
         for_each_capability(&function, |id, offset| {
             if id == CAP_MSIX && offset <= 0x100 - 12 {
@@ -291,13 +318,9 @@ impl Msix {
         let entries = split(control).1 & 0x7ff;
         let entries = entries + 1;
         let place = function.read32(capability + 4);
-        let offset = u64::from(place & !7);
-        let len = u64::from(entries) * ENTRY as u64;
-        let (base, bar_len) = function.memory_bar(place.to_le_bytes()[0] & 7)?;
-        if offset + len > bar_len {
-            return None;
-        }
-        let table = map(Gpa(base.0.checked_add(offset)?), len)?;
+        let [first, ..] = place.to_le_bytes();
+        let window = Window { bar: first & 7, offset: place & !7, len: u32::from(entries) * ENTRY_BYTES };
+        let table = bars.map(window)?;
         let this = Self { table, entries };
         function.enable(Line::Off);
         for entry in 0..entries {
