@@ -158,7 +158,9 @@ fn rdrand() -> Option<u64> {
     (0..TRIES).find_map(|_| {
         let (value, ok): (u64, u8);
         // SAFETY: CPUID has RDRAND; it changes the register and the flags.
-        unsafe { asm!("rdrand {}", "setc {}", out(reg) value, out(reg_byte) ok, options(nomem, nostack)) };
+        unsafe {
+            asm!("rdrand {}", "setc {}", out(reg) value, out(reg_byte) ok, options(nomem, nostack))
+        };
         (ok != 0).then_some(value)
     })
 }
@@ -167,7 +169,9 @@ fn rdseed() -> Option<u64> {
     (0..TRIES).find_map(|_| {
         let (value, ok): (u64, u8);
         // SAFETY: CPUID has RDSEED; it changes the register and the flags.
-        unsafe { asm!("rdseed {}", "setc {}", out(reg) value, out(reg_byte) ok, options(nomem, nostack)) };
+        unsafe {
+            asm!("rdseed {}", "setc {}", out(reg) value, out(reg_byte) ok, options(nomem, nostack))
+        };
         (ok != 0).then_some(value)
     })
 }
@@ -180,7 +184,8 @@ mod tests {
     fn numbers_differ_and_additions_change_what_follows() {
         assert_ne!(random_u64(), random_u64());
         let stream = |extra: &[u8]| {
-            let mut state = State { generator: Some(ChaCha20Rng::from_seed([7; KEY])), device: None };
+            let mut state =
+                State { generator: Some(ChaCha20Rng::from_seed([7; KEY])), device: None };
             state.mix(extra);
             state.generator().next_u64()
         };
@@ -195,7 +200,9 @@ mod tests {
         impl EntropyDevice for Device {
             fn read(&mut self, buf: &mut [u8]) -> usize {
                 let ready = core::mem::replace(&mut self.0, true);
-                if ready { buf.fill(9) }
+                if ready {
+                    buf.fill(9)
+                }
                 if ready { buf.len() } else { 0 }
             }
         }

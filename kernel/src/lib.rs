@@ -8,29 +8,29 @@
 extern crate alloc;
 
 pub mod block;
+pub mod command_line;
+pub mod console;
 pub mod cpu;
 pub mod devices;
 pub mod dma_pool;
-pub mod command_line;
-pub mod console;
 pub mod entropy;
+pub mod firmware;
 pub mod fs;
 pub mod http;
-pub mod firmware;
 pub mod hypercall;
 pub mod irq;
-pub mod mem_ops;
 pub mod logger;
+pub mod mem_ops;
 pub mod mm;
 pub mod net;
 pub mod panic;
 pub mod percpu;
 pub mod platform;
 pub mod power;
-#[cfg(target_os = "none")]
-mod start;
 pub mod services;
 pub mod shell;
+#[cfg(target_os = "none")]
+mod start;
 pub mod sync;
 pub mod task;
 pub mod test;

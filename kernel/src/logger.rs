@@ -48,7 +48,8 @@ impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         // What libraries find worth telling is detail here.
         let ours = metadata.target().starts_with("janus");
-        let level = if metadata.level() == Level::Info && !ours { Level::Debug } else { metadata.level() };
+        let level =
+            if metadata.level() == Level::Info && !ours { Level::Debug } else { metadata.level() };
         level <= log::max_level()
     }
     fn log(&self, record: &Record<'_>) {
@@ -65,7 +66,8 @@ impl Log for Logger {
             Level::Trace => "trace: ",
         };
         // A `Line` takes everything, cutting what is too long.
-        let _ = write!(line, "[{:5}.{:06}] {level}{}", us / 1_000_000, us % 1_000_000, record.args());
+        let _ =
+            write!(line, "[{:5}.{:06}] {level}{}", us / 1_000_000, us % 1_000_000, record.args());
         if let Some(end) = line.bytes.get_mut(line.len) {
             *end = b'\n';
             line.len += 1;

@@ -93,7 +93,8 @@ fn start_memory(info: &BootInfo) {
         .unwrap_or_else(|error| fail("page tables", error));
     let guard = usize::try_from(Image::stack_guard()).unwrap_or(0);
     // SAFETY: nothing lies in the page below the boot stack.
-    unsafe { paging::unmap(guard, 1) }.unwrap_or_else(|error| fail("boot stack's guard page", error));
+    unsafe { paging::unmap(guard, 1) }
+        .unwrap_or_else(|error| fail("boot stack's guard page", error));
 }
 
 /// What is in use, as the frame allocator wants it.

@@ -95,7 +95,9 @@ pub fn service(id: DeviceId) {
     loop {
         let count = {
             let mut devices = DEVICES.lock();
-            let Some(attached) = devices.list.iter_mut().find(|attached| attached.id == id) else { return };
+            let Some(attached) = devices.list.iter_mut().find(|attached| attached.id == id) else {
+                return;
+            };
             attached.flush();
             attached.device.read(&mut typed)
         };

@@ -57,17 +57,24 @@ pub(super) fn virtio_mmio_devices() -> Vec<MmioDevice> {
     paths.iter().filter_map(|path| device(&interpreter, path).ok().flatten()).collect()
 }
 
-fn device(interpreter: &Interpreter<KernelHandler>, path: &AmlName) -> Result<Option<MmioDevice>, AmlError> {
+fn device(
+    interpreter: &Interpreter<KernelHandler>,
+    path: &AmlName,
+) -> Result<Option<MmioDevice>, AmlError> {
     let member = |name: &str| AmlName::from_str(name)?.resolve(path);
-    let Some(id) = interpreter.evaluate_if_present(member("_HID")?, Vec::new())? else { return Ok(None) };
+    let Some(id) = interpreter.evaluate_if_present(member("_HID")?, Vec::new())? else {
+        return Ok(None);
+    };
     if !matches!(&*id, Object::String(id) if id == "LNRO0005") {
         return Ok(None);
     }
     let resources = resource_descriptor_list(interpreter.evaluate(member("_CRS")?, Vec::new())?)?;
     let memory = resources.iter().find_map(|resource| match resource {
-        Resource::MemoryRange(MemoryRangeDescriptor::FixedLocation { base_address, range_length, .. }) => {
-            Some((u64::from(*base_address), u64::from(*range_length)))
-        }
+        Resource::MemoryRange(MemoryRangeDescriptor::FixedLocation {
+            base_address,
+            range_length,
+            ..
+        }) => Some((u64::from(*base_address), u64::from(*range_length))),
         Resource::AddressSpace(space) => Some((space.address_range.0, space.length)),
         _ => None,
     });
@@ -117,7 +124,11 @@ pub fn pci_line(device: u8, pin: u8) -> Option<WiredLine> {
     }
 }
 
-fn route(interpreter: &Interpreter<KernelHandler>, device: u8, pin: Pin) -> Result<WiredLine, AmlError> {
+fn route(
+    interpreter: &Interpreter<KernelHandler>,
+    device: u8,
+    pin: Pin,
+) -> Result<WiredLine, AmlError> {
     // The routing depends on the interrupt controller in use: 1 is the I/O APIC (ACPI 6.5, 5.8.1).
     let model = Object::Integer(1).wrap();
     interpreter.evaluate_if_present(AmlName::from_str("\\_PIC")?, vec![model])?;
@@ -148,7 +159,8 @@ impl From<InterruptPolarity> for Polarity {
 #[must_use]
 pub fn soft_off_values() -> Option<(u8, u8)> {
     let interpreter = interpreter()?.lock();
-    let package = interpreter.evaluate_if_present(AmlName::from_str("\\_S5").ok()?, Vec::new()).ok()??;
+    let package =
+        interpreter.evaluate_if_present(AmlName::from_str("\\_S5").ok()?, Vec::new()).ok()??;
     let Object::Package(elements) = &*package else { return None };
     let value = |index: usize| {
         let element = elements.get(index)?;

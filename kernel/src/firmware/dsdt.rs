@@ -67,7 +67,10 @@ fn template(code: &[u8]) -> Option<MmioDevice> {
         let body = rest.get(3..3 + len)?;
         match *rest.first()? {
             MEMORY_32_FIXED => {
-                memory = Some((u32::from_le_bytes(array(body, 1)?), u32::from_le_bytes(array(body, 5)?)));
+                memory = Some((
+                    u32::from_le_bytes(array(body, 1)?),
+                    u32::from_le_bytes(array(body, 5)?),
+                ));
             }
             // One interrupt.
             EXTENDED_INTERRUPT if *body.get(1)? == 1 => {
@@ -114,7 +117,8 @@ mod tests {
 
     #[test]
     fn constant_declarations_are_read_in_place() {
-        let code = [b"noise".to_vec(), declared(0xfeb0_0e00, 12), declared(0xfeb0_1000, 13)].concat();
+        let code =
+            [b"noise".to_vec(), declared(0xfeb0_0e00, 12), declared(0xfeb0_1000, 13)].concat();
         let devices = virtio_mmio(&code).unwrap();
         let found: Vec<_> = devices.iter().map(|d| (d.base.0, d.len, d.gsi, d.trigger)).collect();
         assert_eq!(

@@ -26,7 +26,8 @@ pub(super) fn map(address: usize, size: usize) {
     for page in first..=last {
         if !paging::native::is_mapped(page * PAGE_SIZE) {
             // SAFETY: not mapped, so nothing refers to it; firmware memory is not the kernel's RAM.
-            let result = unsafe { paging::map(page * PAGE_SIZE, Pfn(page as u64), 1, Flags::WRITE) };
+            let result =
+                unsafe { paging::map(page * PAGE_SIZE, Pfn(page as u64), 1, Flags::WRITE) };
             if let Err(error) = result {
                 panic!("firmware table at {address:#x}: {error}");
             }
@@ -89,7 +90,11 @@ macro_rules! port_accessors {
 }
 
 impl Handler for KernelHandler {
-    unsafe fn map_physical_region<T>(&self, physical_address: usize, size: usize) -> PhysicalMapping<Self, T> {
+    unsafe fn map_physical_region<T>(
+        &self,
+        physical_address: usize,
+        size: usize,
+    ) -> PhysicalMapping<Self, T> {
         map(physical_address, size);
         let virtual_start = NonNull::new(core::ptr::with_exposed_provenance_mut(physical_address))
             .unwrap_or(NonNull::dangling());

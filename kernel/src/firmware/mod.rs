@@ -54,7 +54,8 @@ fn read_byte_code(root: Gpa) -> Option<&'static [u8]> {
     let (address, len) = (table.phys_address, usize::try_from(table.length).ok()?);
     handler::map(address, len);
     // SAFETY: mapped for good by `map`, as long as the table's header says; nobody writes firmware tables.
-    let table = unsafe { core::slice::from_raw_parts(core::ptr::with_exposed_provenance(address), len) };
+    let table =
+        unsafe { core::slice::from_raw_parts(core::ptr::with_exposed_provenance(address), len) };
     table.get(size_of::<acpi::sdt::SdtHeader>()..)
 }
 
@@ -240,7 +241,9 @@ fn power_hardware(fadt: &Fadt) -> PowerHardware {
     };
     let register = |address: GenericAddress| match address.address_space {
         AddressSpace::SystemIo => port(address).map(PowerRegister::Port),
-        AddressSpace::SystemMemory if address.address != 0 => Some(PowerRegister::Memory(Gpa(address.address))),
+        AddressSpace::SystemMemory if address.address != 0 => {
+            Some(PowerRegister::Memory(Gpa(address.address)))
+        }
         _ => None,
     };
     // Copied out: the table is packed.
@@ -265,7 +268,10 @@ fn power_hardware(fadt: &Fadt) -> PowerHardware {
             .filter(|_| flags.supports_system_reset_via_fadt())
             .and_then(register)
             .map(|register| (register, fadt.reset_value)),
-        enable: u16::try_from(smi_command).ok().filter(|port| *port != 0 && enable != 0).map(|port| (port, enable)),
+        enable: u16::try_from(smi_command)
+            .ok()
+            .filter(|port| *port != 0 && enable != 0)
+            .map(|port| (port, enable)),
         fixed_power_button: !reduced && !flags.power_button_is_control_method(),
     }
 }

@@ -100,7 +100,8 @@ impl Drop for Line {
 
 fn with_pin<T>(gsi: u32, work: impl FnOnce(&mut IoApic, u32) -> T) -> Option<T> {
     let mut list = IO_APICS.lock();
-    let io_apic = list.iter_mut().find(|a| gsi.checked_sub(a.gsi_base).is_some_and(|pin| pin < a.pins))?;
+    let io_apic =
+        list.iter_mut().find(|a| gsi.checked_sub(a.gsi_base).is_some_and(|pin| pin < a.pins))?;
     let pin = gsi - io_apic.gsi_base;
     Some(work(io_apic, pin))
 }
@@ -139,8 +140,8 @@ pub fn register_gsi(
 /// # Errors
 /// As [`register_gsi`].
 pub fn register_isa(isa: u8, name: &'static str, handler: Handler) -> Result<Line, IrqError> {
-    let exception = firmware::tables()
-        .and_then(|tables| tables.overrides.iter().find(|o| o.isa == isa));
+    let exception =
+        firmware::tables().and_then(|tables| tables.overrides.iter().find(|o| o.isa == isa));
     match exception {
         Some(o) => register_gsi(o.gsi, o.trigger, o.polarity, name, handler),
         None => register_gsi(u32::from(isa), Trigger::Edge, Polarity::High, name, handler),

@@ -17,9 +17,9 @@ use crate::percpu;
 use crate::platform::lock::IrqLock;
 
 pub mod apic;
+pub mod evtchn;
 pub mod ioapic;
 pub mod msi;
-pub mod evtchn;
 pub mod pic;
 
 /// Where an interruption comes from.
@@ -137,7 +137,11 @@ impl Drop for Registration {
 ///
 /// # Errors
 /// See [`IrqError`].
-pub fn register(source: Source, name: &'static str, handler: Handler) -> Result<Registration, IrqError> {
+pub fn register(
+    source: Source,
+    name: &'static str,
+    handler: Handler,
+) -> Result<Registration, IrqError> {
     let (table, index) = place(source)?;
     let entry = Arc::new(Entry { name, count: AtomicU64::new(0), handler });
     let mut slots = table.slots.lock();
@@ -173,7 +177,9 @@ pub fn register_vector(name: &'static str, handler: Handler) -> Result<Registrat
 
 /// Runs the handler of a source; called by entry code with interrupts masked.
 pub fn dispatch(source: Source) {
-    let entry = place(source).ok().and_then(|(table, index)| table.slots.lock().get(index).cloned().flatten());
+    let entry = place(source)
+        .ok()
+        .and_then(|(table, index)| table.slots.lock().get(index).cloned().flatten());
     match entry {
         Some(entry) => {
             entry.count.fetch_add(1, Ordering::Relaxed);

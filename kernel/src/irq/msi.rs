@@ -31,7 +31,10 @@ impl Message {
 ///
 /// # Errors
 /// No vector is left, or no local APIC is in use.
-pub fn register_msi(name: &'static str, handler: Handler) -> Result<(Registration, Message), IrqError> {
+pub fn register_msi(
+    name: &'static str,
+    handler: Handler,
+) -> Result<(Registration, Message), IrqError> {
     if !apic::is_on() {
         return Err(IrqError::NotHere);
     }

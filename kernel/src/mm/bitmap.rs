@@ -101,13 +101,22 @@ impl<'a> FrameBitmap<'a> {
         let start = self
             .find_run(cursor, self.frames, count, align, origin)
             // The second try overlaps the first, for a run that lies across the cursor.
-            .or_else(|| self.find_run(0, self.frames.min(cursor + count + align), count, align, origin))?;
+            .or_else(|| {
+                self.find_run(0, self.frames.min(cursor + count + align), count, align, origin)
+            })?;
         self.reserve_run(start, count);
         self.cursor = start + count;
         Some(start)
     }
 
-    fn find_run(&self, from: usize, to: usize, count: usize, align: usize, origin: usize) -> Option<usize> {
+    fn find_run(
+        &self,
+        from: usize,
+        to: usize,
+        count: usize,
+        align: usize,
+        origin: usize,
+    ) -> Option<usize> {
         let mut position = from;
         while position < to {
             let free = self.next_free(position)?;
@@ -266,12 +275,14 @@ mod tests {
                 if random(2) == 0 {
                     let (count, align) = (1 + random(20), 1 << random(4));
                     let run = map.take_run(count, align, 0);
-                    let possible = (0..FRAMES)
-                        .step_by(align)
-                        .any(|start| free.get(start..start + count).is_some_and(|run| run.iter().all(|f| *f)));
+                    let possible = (0..FRAMES).step_by(align).any(|start| {
+                        free.get(start..start + count).is_some_and(|run| run.iter().all(|f| *f))
+                    });
                     assert_eq!(run.is_some(), possible);
                     if let Some(start) = run {
-                        assert!(free[start..start + count].iter().all(|f| *f) && start % align == 0);
+                        assert!(
+                            free[start..start + count].iter().all(|f| *f) && start % align == 0
+                        );
                         free[start..start + count].fill(false);
                         held.push((start, count));
                     }

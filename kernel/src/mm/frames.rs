@@ -78,11 +78,16 @@ fn to_usize(value: u64) -> usize {
 /// # Safety
 /// 1. Memory that `map` calls usable is RAM that nobody uses, apart from `taken`.
 /// 2. Memory below `mapped_end` that `map` calls usable is mapped, writable, at its own address.
-pub unsafe fn init(map: &[MemoryRange], taken: &[MemoryRange], mapped_end: Gpa) -> Result<(), FramesError> {
+pub unsafe fn init(
+    map: &[MemoryRange],
+    taken: &[MemoryRange],
+    mapped_end: Gpa,
+) -> Result<(), FramesError> {
     let usable = || map.iter().filter(|range| range.kind == MemoryKind::Usable).map(whole_frames);
     let frames = usable().map(|(_, end)| end).max().ok_or(FramesError::NoMemory)?;
     let table_pages = (words_needed(frames) * size_of::<u64>()).div_ceil(PAGE_SIZE);
-    let table = place_table(map, taken, mapped_end, table_pages).ok_or(FramesError::NoRoomForTable)?;
+    let table =
+        place_table(map, taken, mapped_end, table_pages).ok_or(FramesError::NoRoomForTable)?;
 
     // SAFETY: 1. usable memory that nobody else uses, so ours for ever (`place_table`, condition 1);
     // 2. mapped and writable (condition 2); any bytes are valid `u64`s, and a page is aligned for them.
@@ -120,20 +125,30 @@ pub unsafe fn init(map: &[MemoryRange], taken: &[MemoryRange], mapped_end: Gpa) 
 }
 
 /// The first frame of a run of `pages` frames in usable memory, clear of everything in `taken` and below `mapped_end`.
-fn place_table(map: &[MemoryRange], taken: &[MemoryRange], mapped_end: Gpa, pages: usize) -> Option<usize> {
+fn place_table(
+    map: &[MemoryRange],
+    taken: &[MemoryRange],
+    mapped_end: Gpa,
+    pages: usize,
+) -> Option<usize> {
     let mapped = to_usize(mapped_end.0 >> PAGE_SHIFT);
-    let blocked = || taken.iter().chain(map.iter().filter(|range| range.kind != MemoryKind::Usable));
-    map.iter().filter(|range| range.kind == MemoryKind::Usable).map(whole_frames).find_map(|(first, end)| {
-        let mut start = first.max(1);
-        while start.checked_add(pages)? <= end.min(mapped) {
-            let clash = blocked().map(touched_frames).find(|(from, to)| *from < start + pages && start < *to);
-            match clash {
-                Some((_, to)) => start = to,
-                None => return Some(start),
+    let blocked =
+        || taken.iter().chain(map.iter().filter(|range| range.kind != MemoryKind::Usable));
+    map.iter().filter(|range| range.kind == MemoryKind::Usable).map(whole_frames).find_map(
+        |(first, end)| {
+            let mut start = first.max(1);
+            while start.checked_add(pages)? <= end.min(mapped) {
+                let clash = blocked()
+                    .map(touched_frames)
+                    .find(|(from, to)| *from < start + pages && start < *to);
+                match clash {
+                    Some((_, to)) => start = to,
+                    None => return Some(start),
+                }
             }
-        }
-        None
-    })
+            None
+        },
+    )
 }
 
 /// Takes `count` adjacent frames; their contents are whatever was there.
@@ -165,7 +180,10 @@ pub unsafe fn free(start: Pfn, count: usize) {
 pub fn is_ram(frame: Pfn, pages: usize) -> bool {
     let first = to_usize(frame.0);
     let end = first.saturating_add(pages);
-    STATE.lock().as_ref().is_some_and(|state| state.ram.iter().any(|(from, to)| *from < end && first < *to))
+    STATE
+        .lock()
+        .as_ref()
+        .is_some_and(|state| state.ram.iter().any(|(from, to)| *from < end && first < *to))
 }
 
 impl State {
@@ -198,7 +216,8 @@ pub static FRAMES: KernelFrames = KernelFrames;
 unsafe impl FrameSource for KernelFrames {
     fn allocate(&self, pages: usize) -> Option<NonNull<u8>> {
         let start = allocate(pages)?;
-        let memory = NonNull::new(core::ptr::with_exposed_provenance_mut::<u8>(to_usize(start.start().0)))?;
+        let memory =
+            NonNull::new(core::ptr::with_exposed_provenance_mut::<u8>(to_usize(start.start().0)))?;
         // SAFETY: this many bytes, just allocated, mapped and writable.
         unsafe { memory.write_bytes(0, pages * PAGE_SIZE) };
         Some(memory)

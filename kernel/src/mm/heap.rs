@@ -64,7 +64,9 @@ unsafe impl FrameRuns for KernelRuns {
     }
     unsafe fn give(&self, start: NonNull<u8>, count: usize) {
         // SAFETY: the caller's promise.
-        unsafe { frames::free(Pfn((start.as_ptr().expose_provenance() >> PAGE_SHIFT) as u64), count) }
+        unsafe {
+            frames::free(Pfn((start.as_ptr().expose_provenance() >> PAGE_SHIFT) as u64), count)
+        }
     }
 }
 
@@ -136,7 +138,8 @@ impl KernelHeap {
         if let Some(class) = slab::class_of(layout) {
             return Self::allocate_small(class);
         }
-        if layout.size() <= LARGE && layout.align() <= PAGE_SIZE
+        if layout.size() <= LARGE
+            && layout.align() <= PAGE_SIZE
             && let Some(memory) = MEDIUM.lock().allocate(layout)
         {
             return Some(memory);
@@ -232,8 +235,11 @@ unsafe impl GlobalAlloc for KernelHeap {
         let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
         let stays = match (slab::class_of(layout), slab::class_of(new_layout)) {
             (Some(old), Some(new)) => old == new,
-            (None, None) => layout.size() > LARGE && new_size > LARGE
-                && frames_of(layout).0 == frames_of(new_layout).0,
+            (None, None) => {
+                layout.size() > LARGE
+                    && new_size > LARGE
+                    && frames_of(layout).0 == frames_of(new_layout).0
+            }
             _ => false,
         };
         if stays {

@@ -4,7 +4,10 @@
 //! free objects are linked in a list for each class; an empty one goes back to the frame allocator,
 //! unless it is the last with free objects.
 // UNSAFETY: intrusive lists through raw memory.
-#![expect(unsafe_code, reason = "free objects and slab headers are linked through the memory itself")]
+#![expect(
+    unsafe_code,
+    reason = "free objects and slab headers are linked through the memory itself"
+)]
 
 use core::alloc::Layout;
 use core::ptr::NonNull;
@@ -143,8 +146,13 @@ impl<F: FrameRuns> Slabs<F> {
             Some(slab) => slab,
             None => {
                 let slab = self.frames.take(SLAB_FRAMES, SLAB_FRAMES)?.cast::<Slab>();
-                let header =
-                    Slab { free: None, used: 0, previous: None, next: None, untouched: first_object(size) };
+                let header = Slab {
+                    free: None,
+                    used: 0,
+                    previous: None,
+                    next: None,
+                    untouched: first_object(size),
+                };
                 // SAFETY: fresh memory, large and aligned enough, owned by `self` from now on.
                 unsafe { slab.write(header) };
                 state.partial = Some(slab);
@@ -250,7 +258,9 @@ mod tests {
 
     #[test]
     fn a_layout_gets_the_smallest_class_that_fits() {
-        let class = |size, align| class_of(Layout::from_size_align(size, align).unwrap()).map(|c| CLASS_SIZES[c]);
+        let class = |size, align| {
+            class_of(Layout::from_size_align(size, align).unwrap()).map(|c| CLASS_SIZES[c])
+        };
         for (size, align, expected) in [
             (0, 1, Some(16)),
             (1, 1, Some(16)),
@@ -272,7 +282,8 @@ mod tests {
     fn objects_of_every_class_are_aligned_apart_and_inside() {
         for (class, size) in CLASS_SIZES.iter().enumerate() {
             let mut slabs = Slabs::new(HostRuns(Cell::new(0)));
-            let mut objects: Vec<_> = (0..3 * objects_in(*size)).map(|_| slabs.take(class).unwrap()).collect();
+            let mut objects: Vec<_> =
+                (0..3 * objects_in(*size)).map(|_| slabs.take(class).unwrap()).collect();
             assert_eq!(slabs.bytes(), 3 * SLAB_BYTES);
             objects.sort();
             for pair in objects.windows(2) {
@@ -312,8 +323,9 @@ mod tests {
             } else if !held.is_empty() {
                 let (object, class, mark) = held.swap_remove(random(held.len()));
                 // SAFETY: filled above, and ours.
-                let bytes =
-                    unsafe { std::slice::from_raw_parts(object.cast::<u8>().as_ptr(), CLASS_SIZES[class]) };
+                let bytes = unsafe {
+                    std::slice::from_raw_parts(object.cast::<u8>().as_ptr(), CLASS_SIZES[class])
+                };
                 assert!(bytes.iter().all(|byte| *byte == mark));
                 // SAFETY: taken above, given back once.
                 unsafe { slabs.give(object, class) };

@@ -171,7 +171,10 @@ pub(crate) fn refine() {
         return;
     }
     let second = sample();
-    let counts = unwrap_turns(pit_counts(first, second), clock::scale().ns_at(second.tsc) - clock::scale().ns_at(first.tsc));
+    let counts = unwrap_turns(
+        pit_counts(first, second),
+        clock::scale().ns_at(second.tsc) - clock::scale().ns_at(first.tsc),
+    );
     if let Some(hz) = rate(second.tsc - first.tsc, counts) {
         // Time goes on from here at the better rate, without a step.
         let tsc = rdtsc();
@@ -243,7 +246,11 @@ mod tests {
             let exact_ns = counts * 1_000_000_000 / PIT_HZ;
             for error in [-4_i64, 0, 4] {
                 let ns = exact_ns.saturating_add_signed(exact_ns.cast_signed() / 1000 * error);
-                assert_eq!(unwrap_turns(counts % TURN, ns), counts, "{counts} counts, {error} per mille off");
+                assert_eq!(
+                    unwrap_turns(counts % TURN, ns),
+                    counts,
+                    "{counts} counts, {error} per mille off"
+                );
             }
         }
     }

@@ -75,7 +75,11 @@ fn register(index: u8) -> u8 {
 
 fn since_1970(r: Registers) -> Option<Duration> {
     let number = |value: u8| {
-        if r.status_b & B_BINARY != 0 { u64::from(value) } else { u64::from(value >> 4) * 10 + u64::from(value & 15) }
+        if r.status_b & B_BINARY != 0 {
+            u64::from(value)
+        } else {
+            u64::from(value >> 4) * 10 + u64::from(value & 15)
+        }
     };
     let hour = if r.status_b & B_24_HOURS != 0 {
         number(r.hour)
@@ -125,7 +129,15 @@ mod tests {
         // 10^9 seconds after the epoch.
         assert_eq!(since_1970(binary), Some(Duration::from_secs(1_000_000_000)));
         // The same in BCD and 12 hours, in the afternoon.
-        let bcd = Registers { second: 0x40, minute: 0x46, hour: 0x81, year: 0x01, century: 0x20, status_b: 0, ..binary };
+        let bcd = Registers {
+            second: 0x40,
+            minute: 0x46,
+            hour: 0x81,
+            year: 0x01,
+            century: 0x20,
+            status_b: 0,
+            ..binary
+        };
         assert_eq!(since_1970(bcd), Some(Duration::from_secs(1_000_000_000 + 12 * 3600)));
         assert_eq!(since_1970(Registers { month: 0, ..binary }), None);
         assert_eq!(since_1970(Registers { hour: 77, ..binary }), None);
@@ -133,9 +145,13 @@ mod tests {
 
     #[test]
     fn days_agree_with_the_calendar() {
-        for (date, days) in
-            [((1970, 1, 1), 0), ((1972, 2, 29), 789), ((1972, 3, 1), 790), ((2000, 3, 1), 11017), ((2100, 3, 1), 47541)]
-        {
+        for (date, days) in [
+            ((1970, 1, 1), 0),
+            ((1972, 2, 29), 789),
+            ((1972, 3, 1), 790),
+            ((2000, 3, 1), 11017),
+            ((2100, 3, 1), 47541),
+        ] {
             assert_eq!(days_since_1970(date.0, date.1, date.2), days, "{date:?}");
         }
     }

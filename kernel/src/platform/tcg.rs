@@ -64,7 +64,8 @@ async fn grow() {
     while entries < ENTRIES {
         let count = entries * PERCENT / 100;
         // A small machine has no use for a TLB larger than its memory.
-        let Some(run) = frames::statistics().free.checked_sub(2 * count).and_then(|_| frames::allocate(count))
+        let Some(run) =
+            frames::statistics().free.checked_sub(2 * count).and_then(|_| frames::allocate(count))
         else {
             return;
         };

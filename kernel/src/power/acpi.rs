@@ -80,7 +80,10 @@ pub(super) fn soft_off() {
 
 /// Resets the machine by the register that the FADT names; comes back if there is none or it does not work.
 pub(super) fn reset() {
-    let Some((register, value)) = firmware::tables().and_then(|firmware| firmware.power.reset) else { return };
+    let Some((register, value)) = firmware::tables().and_then(|firmware| firmware.power.reset)
+    else {
+        return;
+    };
     write_register(register, value);
     wait_until(|| false);
 }
@@ -113,7 +116,8 @@ pub(crate) fn init() -> Result<(), IrqError> {
         }
     });
     // Ref: ACPI 6.5, 5.2.9: level, active low, unless the MADT overrides it.
-    let exception = firmware.overrides.iter().find(|o| o.gsi == power.sci || u32::from(o.isa) == power.sci);
+    let exception =
+        firmware.overrides.iter().find(|o| o.gsi == power.sci || u32::from(o.isa) == power.sci);
     let (gsi, trigger, polarity) = exception
         .map_or((power.sci, Trigger::Level, Polarity::Low), |o| (o.gsi, o.trigger, o.polarity));
     ioapic::register_gsi(gsi, trigger, polarity, "acpi", handler)?.keep();
@@ -136,4 +140,3 @@ fn take_over(power: &PowerHardware) -> bool {
     write_register(PowerRegister::Port(port), value);
     wait_until(ours)
 }
-

@@ -113,7 +113,10 @@ pub(crate) async fn obey() {
             _ => break ExitStatus::PowerOff(code::SUCCESS),
         }
     };
-    log::info!("asked to end: {}", if status == ExitStatus::Reboot { "reboot" } else { "power off" });
+    log::info!(
+        "asked to end: {}",
+        if status == ExitStatus::Reboot { "reboot" } else { "power off" }
+    );
     shut_down(status).await
 }
 
@@ -158,7 +161,8 @@ pub(crate) fn native_end(status: ExitStatus) {
 /// Resets the machine by an exception that cannot be delivered.
 #[cfg(target_os = "none")]
 fn triple_fault() {
-    let empty = x86_64::structures::DescriptorTablePointer { limit: 0, base: x86_64::VirtAddr::zero() };
+    let empty =
+        x86_64::structures::DescriptorTablePointer { limit: 0, base: x86_64::VirtAddr::zero() };
     // SAFETY: with an empty table the next exception resets the machine, which is what is asked for.
     unsafe { x86_64::instructions::tables::lidt(&empty) };
     x86_64::instructions::interrupts::int3();

@@ -8,13 +8,13 @@
 use core::cell::UnsafeCell;
 
 use janus_proto::addr::PAGE_SIZE;
+use x86_64::VirtAddr;
 use x86_64::instructions::segmentation::{CS, DS, ES, SS, Segment};
 use x86_64::instructions::tables::{lidt, load_tss};
 use x86_64::registers::model_specific::GsBase;
-use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable};
 use x86_64::structures::DescriptorTablePointer;
+use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable};
 use x86_64::structures::tss::TaskStateSegment;
-use x86_64::VirtAddr;
 
 use super::{DOUBLE_FAULT, MACHINE_CHECK, NMI};
 use crate::percpu::{self, CpuId};
@@ -50,7 +50,10 @@ struct BootTables {
 unsafe impl Sync for BootTables {}
 
 static BOOT: BootTables = BootTables {
-    tables: UnsafeCell::new(Tables { gdt: GlobalDescriptorTable::new(), tss: TaskStateSegment::new() }),
+    tables: UnsafeCell::new(Tables {
+        gdt: GlobalDescriptorTable::new(),
+        tss: TaskStateSegment::new(),
+    }),
     idt: UnsafeCell::new([[0; 2]; 256]),
     stacks: [const { IstStack(UnsafeCell::new([0; IST_BYTES])) }; 3],
 };
@@ -81,7 +84,8 @@ pub(crate) unsafe fn init() {
     let code = tables.gdt.append(Descriptor::kernel_code_segment());
     let data = tables.gdt.append(Descriptor::kernel_data_segment());
     // SAFETY: `BOOT` is a static: the TSS lives as long as the descriptor.
-    let tss = tables.gdt.append(unsafe { Descriptor::tss_segment_unchecked(&raw const tables.tss) });
+    let tss =
+        tables.gdt.append(unsafe { Descriptor::tss_segment_unchecked(&raw const tables.tss) });
     // SAFETY: `BOOT` is a static and its GDT is not changed any more.
     unsafe { (*(&raw const tables.gdt)).load_unsafe() };
     // SAFETY: the code segment just loaded, 64-bit, ring 0.
@@ -117,7 +121,8 @@ fn fill(idt: &mut Idt) {
     const IST: [(u8, u16); 3] = [(DOUBLE_FAULT, 0), (NMI, 1), (MACHINE_CHECK, 2)];
     let mut stub = stubs().as_u64();
     for (vector, gate) in (0_u8..=255).zip(idt) {
-        let ist = IST.iter().find(|(v, _)| *v == vector).map_or(0, |(_, index)| u64::from(index + 1));
+        let ist =
+            IST.iter().find(|(v, _)| *v == vector).map_or(0, |(_, index)| u64::from(index + 1));
         // An interrupt gate: selector 8, ring 0, present, type 14 (AMD64 volume 2, 4.8.4).
         *gate = [
             stub & 0xffff | 0x08 << 16 | ist << 32 | 0x8e << 40 | (stub >> 16 & 0xffff) << 48,

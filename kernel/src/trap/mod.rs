@@ -72,7 +72,8 @@ pub extern "C" fn trap_entry(frame: &mut TrapFrame) {
 pub fn exception(frame: &TrapFrame) -> ! {
     platform::disable_irqs();
     let mut report = Report::begin();
-    let name = usize::try_from(frame.vector).ok().and_then(|v| NAMES.get(v)).copied().unwrap_or("unknown");
+    let name =
+        usize::try_from(frame.vector).ok().and_then(|v| NAMES.get(v)).copied().unwrap_or("unknown");
     let _ = writeln!(
         report,
         "\nkernel exception {}: {name}, error code {:#x}, at {:#x}",
@@ -96,9 +97,27 @@ pub fn exception(frame: &TrapFrame) -> ! {
         "  rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}\n  rsi {:016x} rdi {:016x} rbp {:016x} rsp {:016x}\n  \
          r8  {:016x} r9  {:016x} r10 {:016x} r11 {:016x}\n  r12 {:016x} r13 {:016x} r14 {:016x} r15 {:016x}\n  \
          rip {:016x} cs {:x} ss {:x} rflags {:x} platform {}",
-        frame.rax, frame.rbx, frame.rcx, frame.rdx, frame.rsi, frame.rdi, frame.rbp, frame.rsp, frame.r8,
-        frame.r9, frame.r10, frame.r11, frame.r12, frame.r13, frame.r14, frame.r15, frame.rip, frame.cs,
-        frame.ss, frame.rflags, platform::current().name()
+        frame.rax,
+        frame.rbx,
+        frame.rcx,
+        frame.rdx,
+        frame.rsi,
+        frame.rdi,
+        frame.rbp,
+        frame.rsp,
+        frame.r8,
+        frame.r9,
+        frame.r10,
+        frame.r11,
+        frame.r12,
+        frame.r13,
+        frame.r14,
+        frame.r15,
+        frame.rip,
+        frame.cs,
+        frame.ss,
+        frame.rflags,
+        platform::current().name()
     );
     backtrace(&mut report, Some(frame.rip), frame.rbp);
     power::exit(ExitStatus::Crash)
@@ -112,7 +131,9 @@ fn fault_address() -> u64 {
 fn read_cr2() -> u64 {
     let value: u64;
     // SAFETY: reads a register, in ring 0 (the callers ask for the platform).
-    unsafe { core::arch::asm!("mov {}, cr2", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        core::arch::asm!("mov {}, cr2", out(reg) value, options(nomem, nostack, preserves_flags))
+    };
     value
 }
 
@@ -134,10 +155,36 @@ impl core::fmt::Display for PageFault {
 }
 
 const NAMES: [&str; 32] = [
-    "divide error", "debug", "non-maskable interrupt", "breakpoint", "overflow", "bound range",
-    "invalid opcode", "device not available", "double fault", "coprocessor segment overrun", "invalid TSS",
-    "segment not present", "stack fault", "general protection", "page fault", "reserved", "x87 floating point",
-    "alignment check", "machine check", "SIMD floating point", "virtualization", "control protection",
-    "reserved", "reserved", "reserved", "reserved", "reserved", "reserved", "hypervisor injection",
-    "VMM communication", "security", "reserved",
+    "divide error",
+    "debug",
+    "non-maskable interrupt",
+    "breakpoint",
+    "overflow",
+    "bound range",
+    "invalid opcode",
+    "device not available",
+    "double fault",
+    "coprocessor segment overrun",
+    "invalid TSS",
+    "segment not present",
+    "stack fault",
+    "general protection",
+    "page fault",
+    "reserved",
+    "x87 floating point",
+    "alignment check",
+    "machine check",
+    "SIMD floating point",
+    "virtualization",
+    "control protection",
+    "reserved",
+    "reserved",
+    "reserved",
+    "reserved",
+    "reserved",
+    "reserved",
+    "hypervisor injection",
+    "VMM communication",
+    "security",
+    "reserved",
 ];

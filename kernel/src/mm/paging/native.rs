@@ -56,7 +56,10 @@ pub struct Section {
 pub(crate) unsafe fn init(map: &[MemoryRange], sections: &[Section]) -> Result<(), MapError> {
     let root = new_table()?;
     for range in map {
-        if !matches!(range.kind, MemoryKind::Usable | MemoryKind::AcpiReclaimable | MemoryKind::AcpiNvs) {
+        if !matches!(
+            range.kind,
+            MemoryKind::Usable | MemoryKind::AcpiReclaimable | MemoryKind::AcpiNvs
+        ) {
             continue;
         }
         let first = index(range.start.0).div_ceil(PAGE_SIZE).max(1);
@@ -83,7 +86,12 @@ pub(crate) unsafe fn init(map: &[MemoryRange], sections: &[Section]) -> Result<(
 
 /// # Safety
 /// As [`super::map`].
-pub(super) unsafe fn map(va: usize, frame: Pfn, pages: usize, flags: Flags) -> Result<(), MapError> {
+pub(super) unsafe fn map(
+    va: usize,
+    frame: Pfn,
+    pages: usize,
+    flags: Flags,
+) -> Result<(), MapError> {
     let root = ROOT.lock();
     if *root == 0 {
         return Err(MapError::NotReady);
@@ -154,7 +162,10 @@ unsafe fn change(va: usize, pages: usize, to: impl Fn(u64) -> u64) -> Result<(),
             done += LARGE_PAGES - (at / PAGE_SIZE) % LARGE_PAGES;
             continue;
         }
-        if directory & HUGE != 0 && at.is_multiple_of(LARGE_PAGES * PAGE_SIZE) && pages - done >= LARGE_PAGES {
+        if directory & HUGE != 0
+            && at.is_multiple_of(LARGE_PAGES * PAGE_SIZE)
+            && pages - done >= LARGE_PAGES
+        {
             let new = to(directory);
             // SAFETY: a whole large page of the range; the new meaning is the caller's responsibility.
             unsafe { directory_entry.write(if new == 0 { 0 } else { new | HUGE }) };
@@ -179,7 +190,13 @@ unsafe fn change(va: usize, pages: usize, to: impl Fn(u64) -> u64) -> Result<(),
 ///
 /// # Safety
 /// As [`super::map`], if the tree is in force.
-unsafe fn write_range(root: u64, va: usize, frame: Pfn, pages: usize, flags: Flags) -> Result<(), MapError> {
+unsafe fn write_range(
+    root: u64,
+    va: usize,
+    frame: Pfn,
+    pages: usize,
+    flags: Flags,
+) -> Result<(), MapError> {
     let mut done = 0;
     while done < pages {
         let at = va + done * PAGE_SIZE;
@@ -275,7 +292,9 @@ fn new_table() -> Result<u64, MapError> {
 fn flush(va: usize, pages: usize) {
     if pages <= INVALIDATE_ONE_BY_ONE {
         for page in 0..pages {
-            x86_64::instructions::tlb::flush(VirtAddr::new_truncate((va + page * PAGE_SIZE) as u64));
+            x86_64::instructions::tlb::flush(VirtAddr::new_truncate(
+                (va + page * PAGE_SIZE) as u64,
+            ));
         }
     } else {
         x86_64::instructions::tlb::flush_all();
