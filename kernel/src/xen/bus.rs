@@ -5,10 +5,11 @@
 //! [`janus_proto::xenbus::Front`] what to do, and does it with [`super::vbd`] or [`super::vif`]. A device that
 //! cannot be connected is reported and left alone; the others go on.
 
-use alloc::collections::BTreeSet;
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt;
 use core::time::Duration;
 
@@ -32,9 +33,12 @@ const BOOT_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a backend may take to let go of a ring before the pages are given up.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
 
+/// Conflicts with other writers after which a state is not written.
+const MAX_CONFLICTS: u32 = 32;
+
 /// Why a device is not connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BusError {
+pub(super) enum BusError {
     /// xenstore failed.
     Store(XenStoreError),
     /// A node is wrong.
@@ -83,10 +87,9 @@ impl From<EventError> for BusError {
 }
 
 /// A device's place.
-#[derive(Clone, Debug)]
 pub(super) struct Place {
     pub(super) store: Arc<XenStore>,
-    pub(super) hal: &'static dyn XenHalDebug,
+    pub(super) hal: &'static dyn XenHal,
     /// Our directory, relative to the domain's.
     pub(super) front: String,
     /// The backend's directory.
@@ -96,10 +99,6 @@ pub(super) struct Place {
     /// The device's number in its class.
     pub(super) number: u32,
 }
-
-/// A hal that can stand in a struct with `Debug`.
-pub(super) trait XenHalDebug: XenHal + fmt::Debug {}
-impl<T: XenHal + fmt::Debug> XenHalDebug for T {}
 
 /// A device of one of the classes we drive.
 enum Device {
@@ -136,18 +135,27 @@ impl Device {
 
 const CLASSES: [&str; 2] = ["vbd", "vif"];
 
+/// How a directory is served.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Served {
+    /// Its task runs.
+    Running,
+    /// Its task failed; it is tried again when the directory was removed and made anew.
+    Failed,
+}
+
 struct Bus {
     store: Arc<XenStore>,
-    hal: &'static dyn XenHalDebug,
-    /// Directories whose task runs.
-    running: IrqMutex<BTreeSet<String>>,
+    hal: &'static dyn XenHal,
+    /// The directories that have, or had, a task.
+    known: IrqMutex<BTreeMap<String, Served>>,
     /// A task has ended: its directory may already be in use again.
     ended: Notify,
 }
 
 /// Starts the tasks; the devices that are there at boot are part of [`crate::devices::settled`].
-pub(super) fn start(store: Arc<XenStore>, hal: &'static dyn XenHalDebug) {
-    let bus = Bus { store, hal, running: IrqMutex::new(BTreeSet::new()), ended: Notify::new() };
+pub(super) fn start(store: Arc<XenStore>, hal: &'static dyn XenHal) {
+    let bus = Bus { store, hal, known: IrqMutex::new(BTreeMap::new()), ended: Notify::new() };
     let search = Search::start();
     drop(task::spawn("xenbus", Arc::new(bus).run(search)));
 }
@@ -165,9 +173,7 @@ impl Bus {
         loop {
             self.look(search.is_some()).await?;
             search = None;
-            if let Either::First(change) =
-                task::select(watch.next(), self.ended.notified()).await
-            {
+            if let Either::First(change) = task::select(watch.next(), self.ended.notified()).await {
                 change?;
             }
         }
@@ -179,24 +185,42 @@ impl Bus {
             let directory = format!("device/{class}");
             let names = match self.store.list(&directory).await {
                 Ok(names) => names,
-                Err(error) if error.is_not_found() => continue,
+                Err(error) if error.is_not_found() => Vec::new(),
                 Err(error) => return Err(error),
             };
+            let prefix = format!("{directory}/");
+            self.known.lock().retain(|front, served| match front.strip_prefix(&prefix) {
+                Some(name) => *served == Served::Running || names.iter().any(|n| n == name),
+                None => true,
+            });
             for name in names {
                 let Ok(number) = name.parse::<u32>() else {
                     log::warn!("{directory}/{name}: not a device number");
                     continue;
                 };
                 let front = format!("{directory}/{name}");
-                if self.running.lock().insert(front.clone()) {
+                let is_new = {
+                    let mut known = self.known.lock();
+                    let is_new = !known.contains_key(&front);
+                    if is_new {
+                        known.insert(front.clone(), Served::Running);
+                    }
+                    is_new
+                };
+                if is_new {
                     let search = booting.then(Search::start);
                     let bus = Arc::clone(self);
                     drop(task::spawn("xenbus device", async move {
-                        if let Err(error) = bus.serve(class, &front, number, search).await {
-                            log::error!("{front}: {error}");
+                        match bus.serve(class, &front, number, search).await {
+                            Ok(()) => {
+                                bus.known.lock().remove(&front);
+                                bus.ended.notify();
+                            }
+                            Err(error) => {
+                                log::error!("{front}: {error}");
+                                bus.known.lock().insert(front, Served::Failed);
+                            }
                         }
-                        bus.running.lock().remove(&front);
-                        bus.ended.notify();
                     }));
                 }
             }
@@ -243,7 +267,8 @@ impl Bus {
             peer: DomId(nodes.required("backend-id")?),
             number,
         };
-        let state = nodes.text("state")?.map_or(XenbusState::UNKNOWN, |s| XenbusState::parse(s.as_bytes()));
+        let state =
+            nodes.text("state")?.map_or(XenbusState::UNKNOWN, |s| XenbusState::parse(s.as_bytes()));
         if state != XenbusState::INITIALISING {
             place.write_state(XenbusState::INITIALISING).await?;
         }
@@ -257,7 +282,24 @@ fn duration_ns(duration: Duration) -> u64 {
 
 impl Place {
     async fn write_state(&self, state: XenbusState) -> Result<(), XenStoreError> {
-        self.store.write(&format!("{}/state", self.front), state.to_string().as_bytes()).await
+        let path = format!("{}/state", self.front);
+        let value = state.to_string();
+        if state != XenbusState::CLOSED {
+            return self.store.write(&path, value.as_bytes()).await;
+        }
+        // The toolstack may be removing the directory, and a write would make it again.
+        for _ in 0..MAX_CONFLICTS {
+            let transaction = self.store.begin().await?;
+            if transaction.read(&path).await.is_err_and(XenStoreError::is_not_found) {
+                return Ok(());
+            }
+            transaction.write(&path, value.as_bytes()).await?;
+            match transaction.commit().await {
+                Err(XenStoreError::Refused(StoreError::Again)) => {}
+                result => return result,
+            }
+        }
+        Err(XenStoreError::Refused(StoreError::Again))
     }
 
     /// Tells whoever debugs the host why a device is not used, as Linux does.
@@ -283,12 +325,14 @@ impl Life {
         let path = format!("{}/state", self.place.back);
         let mut watch = self.place.store.watch(&path).await?;
         loop {
-            let value = match self.place.store.read_if_there(&path).await {
-                // Of a directory that has been removed, the daemon says no more than that.
-                Err(XenStoreError::Refused(StoreError::AccessDenied)) => None,
-                value => value?,
+            let state = match self.place.store.read(&path).await {
+                Ok(value) => XenbusState::parse(&value),
+                // Of a node that is not there, the daemon tells only those who may look into its parent.
+                Err(XenStoreError::Refused(StoreError::NotFound | StoreError::AccessDenied)) => {
+                    XenbusState::UNKNOWN
+                }
+                Err(error) => return Err(error.into()),
             };
-            let state = value.map_or(XenbusState::UNKNOWN, |value| XenbusState::parse(&value));
             loop {
                 let step = self.front.backend(state);
                 if step == FrontStep::Wait {
@@ -381,12 +425,16 @@ impl Life {
     }
 
     async fn stop(&mut self, loss: Loss) -> Result<(), BusError> {
-        log::warn!("{}: {}", self.place.front, match loss {
-            Loss::BackendCloses => "detached",
-            Loss::BackendReset => "the backend started over",
-            Loss::BackendVanished => "the backend vanished",
-            Loss::Abandoned => "given up",
-        });
+        log::warn!(
+            "{}: {}",
+            self.place.front,
+            match loss {
+                Loss::BackendCloses => "detached",
+                Loss::BackendReset => "the backend started over",
+                Loss::BackendVanished => "the backend vanished",
+                Loss::Abandoned => "given up",
+            }
+        );
         self.device.stop();
         let state = self.front.stopped();
         self.write(state).await

@@ -5,7 +5,6 @@ use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 
-use janus_front::hal::XenHal;
 use janus_front::xen::blkfront::Setup;
 use janus_front::xen::blkfront_xs::{DETAIL_NODES, Details, OFFER_NODES, Offer};
 use janus_front::xen::grants::Grave;
@@ -30,8 +29,7 @@ impl Vbd {
     /// Makes a ring and tells the backend of it.
     pub(super) async fn publish(&mut self, place: &Place) -> Result<(), BusError> {
         let backend = place.store.read_nodes(&place.back, OFFER_NODES).await?;
-        let hal: &'static dyn XenHal = place.hal;
-        let setup = Setup::new(hal, place.peer, Offer::read(&backend)?)?;
+        let setup = Setup::new(place.hal, place.peer, Offer::read(&backend)?)?;
         let nodes = setup.publication();
         self.setup = Some(setup);
         Ok(place.store.write_all(&place.front, &nodes).await?)

@@ -7,7 +7,6 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use janus_front::class::NetOffloads;
-use janus_front::hal::XenHal;
 use janus_front::xen::grants::Grave;
 use janus_front::xen::netfront::Netfront;
 use janus_front::xen::netfront_xs::{OFFER_NODES, OWN_NODES, Offer, Ports};
@@ -35,8 +34,7 @@ impl Vif {
         let backend = place.store.read_nodes(&place.back, OFFER_NODES).await?;
         let own = place.store.read_nodes(&place.front, OWN_NODES).await?;
         let offer = Offer::read(&backend, &own, NetOffloads::all())?;
-        let hal: &'static dyn XenHal = place.hal;
-        let mut device = Netfront::new(hal, place.peer, offer, self.grave.clone())?;
+        let mut device = Netfront::new(place.hal, place.peer, offer, self.grave.clone())?;
         janus_front::class::NetDevice::kick(&mut device);
         let nodes = device.publication();
         self.published = Some(device);

@@ -288,7 +288,11 @@ impl XenStore {
     ///
     /// # Errors
     /// [`XenStoreError`].
-    pub async fn read_nodes(&self, directory: &str, names: &[&str]) -> Result<Nodes, XenStoreError> {
+    pub async fn read_nodes(
+        &self,
+        directory: &str,
+        names: &[&str],
+    ) -> Result<Nodes, XenStoreError> {
         let asked: Vec<_> = names
             .iter()
             .map(|name| {
@@ -427,7 +431,10 @@ impl XenStore {
             inner.watches.insert(token, WatchState::default());
             inner.pump();
             let path = String::from(path);
-            (Asked { store: self, state: Some(Ok(id)) }, Watch { store: Arc::clone(self), path, token })
+            (
+                Asked { store: self, state: Some(Ok(id)) },
+                Watch { store: Arc::clone(self), path, token },
+            )
         };
         asked.await?;
         Ok(watch)

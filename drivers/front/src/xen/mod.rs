@@ -2,7 +2,6 @@
 //!
 //! - `grants`: granted memory as owned values;
 //! - `blkfront`, `netfront`: the data paths; `blkfront_xs`, `netfront_xs`: what they agree on through xenstore;
-//! - `console`: the console ring; `balloon`: giving memory back to the host;
 //! - `nodes`: reading and writing the xenstore nodes of a device, without I/O.
 //!
 //! Nothing here waits or talks to xenstore: the kernel's bus does, and feeds these.
