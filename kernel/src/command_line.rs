@@ -75,7 +75,9 @@ impl Options {
         for word in words(line) {
             let Some((name, value)) = word.split_once('=') else { continue };
             let usable = match name {
-                "ip" => value.parse().map(|address| options.address = Some((address, None))).is_ok(),
+                "ip" => {
+                    value.parse().map(|address| options.address = Some((address, None))).is_ok()
+                }
                 "gw" => value.parse().map(|address| gateway = Some(address)).is_ok(),
                 "http" => value.parse().map(|port| options.http_port = port).is_ok(),
                 _ => true,
@@ -112,7 +114,11 @@ mod tests {
 
     #[test]
     fn exec_takes_one_quoted_word() {
-        for line in ["--exec 'ls /; cat /a'", "quiet --exec=\"ls /; cat /a\" x=y", "a --exec ls\\ /;\\ cat\\ /a"] {
+        for line in [
+            "--exec 'ls /; cat /a'",
+            "quiet --exec=\"ls /; cat /a\" x=y",
+            "a --exec ls\\ /;\\ cat\\ /a",
+        ] {
             assert_eq!(Options::parse(line).exec, ["ls /; cat /a"], "{line}");
         }
         assert_eq!(Options::parse("--exec a --exec b").exec, ["a", "b"]);
@@ -124,7 +130,10 @@ mod tests {
     fn an_address_is_read_or_named_as_unusable() {
         let options = Options::parse("ip=10.0.0.2/24 gw=10.0.0.1 http=8080");
         let (address, gateway) = options.address.unwrap();
-        assert_eq!((format!("{address}"), gateway.map(|g| format!("{g}"))), ("10.0.0.2/24".into(), Some("10.0.0.1".into())));
+        assert_eq!(
+            (format!("{address}"), gateway.map(|g| format!("{g}"))),
+            ("10.0.0.2/24".into(), Some("10.0.0.1".into()))
+        );
         assert_eq!(options.http_port, 8080);
         assert_eq!(Options::parse("ip=10.0.0.2 http=x").unusable, ["ip=10.0.0.2", "http=x"]);
     }

@@ -248,8 +248,10 @@ pub unsafe extern "sysv64" fn differ(a: *const u8, b: *const u8, len: usize) -> 
 mod tests {
     use super::*;
 
-    const LENGTHS: [usize; 24] =
-        [0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 63, 64, 65, 71, 72, 127, 128, 129, 200, 511, 1000];
+    const LENGTHS: [usize; 24] = [
+        0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 63, 64, 65, 71, 72, 127, 128, 129, 200, 511,
+        1000,
+    ];
 
     fn bytes(len: usize) -> Vec<u8> {
         (0..len).map(|i| u8::try_from(i * 31 % 251).unwrap()).collect()

@@ -61,7 +61,10 @@ async fn settle() {
         }
     };
     if time::timeout(SETTLE, all_seen).await.is_err() {
-        println!("janus: a device did not answer within {} s; going on without it", SETTLE.as_secs());
+        println!(
+            "janus: a device did not answer within {} s; going on without it",
+            SETTLE.as_secs()
+        );
     }
 }
 

@@ -7,6 +7,7 @@
 // UNSAFETY: implements the crate's unsafe `Hal`, and calls its queue, which keeps pointers to buffers.
 #![expect(unsafe_code, reason = "the crate's Hal and queue are unsafe")]
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
+#![expect(clippy::unnecessary_safety_comment, reason = "the ledger's UNSAFETY is taken for one")]
 
 use std::alloc::{Layout as Bytes, alloc_zeroed, dealloc};
 use std::ptr::NonNull;

@@ -6,6 +6,7 @@
 // UNSAFETY: our half sees as atomics the memory that rust-vmm has mapped.
 #![expect(unsafe_code, reason = "two implementations look at the same bytes")]
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
+#![expect(clippy::unnecessary_safety_comment, reason = "the ledger's UNSAFETY is taken for one")]
 #![expect(clippy::cast_possible_truncation, reason = "small numbers of the test's own")]
 
 use std::collections::VecDeque;

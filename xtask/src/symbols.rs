@@ -93,7 +93,10 @@ fn encode(functions: &[(u64, String)], longest: usize) -> Vec<u8> {
 }
 
 /// Replaces the most frequent pair of codes by a new code, until there are no codes left.
-#[expect(clippy::indexing_slicing, reason = "both positions stay below the length, the loop's condition")]
+#[expect(
+    clippy::indexing_slicing,
+    reason = "both positions stay below the length, the loop's condition"
+)]
 fn compress(texts: &mut [Vec<u8>]) -> [[u8; 2]; PAIRS] {
     let mut pairs = [[0; 2]; PAIRS];
     for (index, slot) in pairs.iter_mut().enumerate() {

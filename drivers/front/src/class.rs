@@ -3,6 +3,8 @@
 //! Submission and completion are apart, ids are the caller's, and buffers are moved in and come
 //! back with the completion, so that no reference to memory exists while a peer may write it.
 
+use alloc::vec::Vec;
+
 use crate::dma::DmaBuf;
 
 /// A peer (backend, device) broke the protocol; the device is unusable until it is reset.
@@ -54,25 +56,39 @@ pub struct Geometry {
 #[derive(Debug)]
 pub enum BlockOp {
     /// Fills `buf[..len]` from the disk.
-    Read { /// First sector.
-        sector: u64, /// Bytes to read, a multiple of the block size.
-        len: usize, /// Where to.
-        buf: DmaBuf },
+    Read {
+        /// First sector.
+        sector: u64,
+        /// Bytes to read, a multiple of the block size.
+        len: usize,
+        /// Where to.
+        buf: DmaBuf,
+    },
     /// Stores `buf[..len]` on the disk.
-    Write { /// First sector.
-        sector: u64, /// Bytes to write, a multiple of the block size.
-        len: usize, /// Where from.
-        buf: DmaBuf },
+    Write {
+        /// First sector.
+        sector: u64,
+        /// Bytes to write, a multiple of the block size.
+        len: usize,
+        /// Where from.
+        buf: DmaBuf,
+    },
     /// Makes completed writes stable.
     Flush,
     /// Gives back the contents of a range, which may read as anything afterwards.
-    Discard { /// First sector.
-        sector: u64, /// Sectors to discard.
-        sectors: u64 },
+    Discard {
+        /// First sector.
+        sector: u64,
+        /// Sectors to discard.
+        sectors: u64,
+    },
     /// Makes a range read as zeroes.
-    WriteZeroes { /// First sector.
-        sector: u64, /// Sectors to zero.
-        sectors: u64 },
+    WriteZeroes {
+        /// First sector.
+        sector: u64,
+        /// Sectors to zero.
+        sectors: u64,
+    },
 }
 
 /// How a request ended.
@@ -240,7 +256,7 @@ pub trait NetDevice: Send {
     ///
     /// # Errors
     /// The peer broke the protocol.
-    fn receive(&mut self, parts: &mut alloc::vec::Vec<RxPart>) -> Result<Option<RxChecksum>, PeerError>;
+    fn receive(&mut self, parts: &mut Vec<RxPart>) -> Result<Option<RxChecksum>, PeerError>;
     /// Gives a receive buffer back to the driver's pool.
     fn recycle(&mut self, buf: DmaBuf);
     /// Asks for an interrupt at the next event; `true` if something is already there.

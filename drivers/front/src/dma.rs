@@ -137,7 +137,8 @@ impl SharedFrames {
             *word = shared.load(Ordering::Relaxed).to_ne_bytes();
         }
         if let Some(shared) = middle.get(words.len()) {
-            for (byte, shared) in tail.iter_mut().zip(shared.load(Ordering::Relaxed).to_ne_bytes()) {
+            for (byte, shared) in tail.iter_mut().zip(shared.load(Ordering::Relaxed).to_ne_bytes())
+            {
                 *byte = shared;
             }
         }

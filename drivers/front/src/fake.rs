@@ -160,7 +160,11 @@ impl FakeXen {
                 return Err(GrantFault::ReadOnly);
             }
             let start = *first.get_or_insert(entry.page);
-            assert_eq!(entry.page, start + (index * PAGE_SIZE) as u64, "a fake maps adjacent pages");
+            assert_eq!(
+                entry.page,
+                start + (index * PAGE_SIZE) as u64,
+                "a fake maps adjacent pages"
+            );
         }
         for grant in grants {
             if let Some(entry) = state.grants.get_mut(&grant.0) {

@@ -30,11 +30,13 @@ impl Source {
             Self::Disk(disk) => disk.read(start, dst).map_err(read_error),
             Self::Memory(bytes) => {
                 let end = start.checked_add(dst.len() as u64);
-                let range = usize::try_from(start).ok().zip(end.and_then(|e| usize::try_from(e).ok()));
-                let found = range.and_then(|(start, end)| bytes.get(start..end)).ok_or_else(|| {
-                    let (len, size) = (dst.len(), bytes.len() as u64);
-                    read_error(ReadError::OutOfRange { start, len, size })
-                })?;
+                let range =
+                    usize::try_from(start).ok().zip(end.and_then(|e| usize::try_from(e).ok()));
+                let found =
+                    range.and_then(|(start, end)| bytes.get(start..end)).ok_or_else(|| {
+                        let (len, size) = (dst.len(), bytes.len() as u64);
+                        read_error(ReadError::OutOfRange { start, len, size })
+                    })?;
                 dst.copy_from_slice(found);
                 Ok(())
             }
@@ -173,7 +175,9 @@ impl Archive {
                 return Ok(());
             }
             if !tar::is_header(&block) {
-                return Err(FsError::Corrupt(format!("no tar header, or a wrong checksum, at {at}")));
+                return Err(FsError::Corrupt(format!(
+                    "no tar header, or a wrong checksum, at {at}"
+                )));
             }
             let size = tar::number(&block, tar::SIZE)
                 .ok_or_else(|| FsError::Corrupt(format!("bad size in the tar header at {at}")))?;
@@ -204,7 +208,9 @@ impl Archive {
                     if flag == b'1' {
                         let original = normalise(&target)?;
                         let node = self.nodes.get(&original).cloned().ok_or_else(|| {
-                            FsError::Corrupt(format!("{name} is a link to {target}, which is missing"))
+                            FsError::Corrupt(format!(
+                                "{name} is a link to {target}, which is missing"
+                            ))
                         })?;
                         self.add(&name, node)?;
                     } else {
@@ -312,7 +318,8 @@ impl FileSystem for Archive {
             .range(prefix.clone()..)
             .take_while(|(name, _)| name.starts_with(&prefix))
             .filter_map(|(name, node)| {
-                let name = name.get(prefix.len()..).filter(|n| !n.is_empty() && !n.contains('/'))?;
+                let name =
+                    name.get(prefix.len()..).filter(|n| !n.is_empty() && !n.contains('/'))?;
                 Some(DirEntry { name: name.to_string(), metadata: node.metadata })
             })
             .collect())
@@ -397,7 +404,10 @@ mod tar {
         let bytes = block.get(field)?;
         if let [0x80, high @ .., _, _, _, _, _, _, _, _] = bytes {
             let low = bytes.get(bytes.len() - 8..)?;
-            return high.iter().all(|&b| b == 0).then(|| u64::from_be_bytes(low.try_into().unwrap_or([0xff; 8])));
+            return high
+                .iter()
+                .all(|&b| b == 0)
+                .then(|| u64::from_be_bytes(low.try_into().unwrap_or([0xff; 8])));
         }
         let text = core::str::from_utf8(bytes).ok()?;
         let digits = text.trim_matches([' ', '\0']);

@@ -68,7 +68,9 @@ fn explain(source: &Source, error: Ext4Error) -> FsError {
         Ext4Error::NotFound => FsError::NotFound,
         Ext4Error::NotADirectory => FsError::NotADirectory,
         Ext4Error::IsADirectory | Ext4Error::IsASpecialFile => FsError::NotAFile,
-        Ext4Error::NotAbsolute | Ext4Error::MalformedPath | Ext4Error::PathTooLong => FsError::BadPath,
+        Ext4Error::NotAbsolute | Ext4Error::MalformedPath | Ext4Error::PathTooLong => {
+            FsError::BadPath
+        }
         Ext4Error::Io(error) => match source.0.borrow_mut().take_error() {
             Some(error) => read_error(error),
             None => FsError::Corrupt(format!("{error}")),

@@ -6,7 +6,6 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use hadris_fat::sync::FatFs;
-use hadris_fs::sync::FileSystem as _;
 use hadris_fs::{DirCursor, Error, ErrorKind, FileType, MountOptions, NodeId, OpenMode, Resolve};
 use hadris_io::ErrorType;
 use hadris_storage::sync::BlockDevice;
@@ -128,7 +127,9 @@ impl FileSystem for Fat {
         self.fs.label(&mut text).ok().flatten().unwrap_or_default().to_string()
     }
     fn metadata(&mut self, path: &str) -> Result<Metadata, FsError> {
-        self.with_node(path, |fs, node| fs.stat(node).map(|m| metadata(&m)).map_err(|e| explain(&e)))
+        self.with_node(path, |fs, node| {
+            fs.stat(node).map(|m| metadata(&m)).map_err(|e| explain(&e))
+        })
     }
     fn list(&mut self, path: &str) -> Result<Vec<DirEntry>, FsError> {
         self.with_node(path, |fs, node| {

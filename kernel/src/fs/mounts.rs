@@ -24,7 +24,8 @@ pub struct Mount {
 /// Hangs a volume into the tree; answers where.
 pub fn add(volume: Volume) -> String {
     let mut mounts = MOUNTS.lock();
-    let place = if mounts.is_empty() { "/".to_string() } else { format!("/mnt/{}", volume.source()) };
+    let place =
+        if mounts.is_empty() { "/".to_string() } else { format!("/mnt/{}", volume.source()) };
     mounts.push(Mount { place: place.clone(), volume });
     place
 }
@@ -75,7 +76,9 @@ pub async fn list(path: &str) -> Result<Vec<DirEntry>, FsError> {
     };
     let metadata = Metadata { kind: NodeKind::Directory, size: 0 };
     let extra: Vec<String> = match normalise(path)?.as_str() {
-        "/mnt" => all().iter().filter_map(|m| m.place.strip_prefix("/mnt/").map(String::from)).collect(),
+        "/mnt" => {
+            all().iter().filter_map(|m| m.place.strip_prefix("/mnt/").map(String::from)).collect()
+        }
         "/" if all().len() > 1 => Vec::from(["mnt".to_string()]),
         _ => Vec::new(),
     };

@@ -34,7 +34,9 @@ impl BlockDevice for MemoryDisk {
         }
     }
     fn submit(&mut self, id: u64, op: BlockOp) -> Result<(), SubmitError> {
-        let BlockOp::Read { sector, len, mut buf } = op else { return Err(SubmitError::Invalid(op)) };
+        let BlockOp::Read { sector, len, mut buf } = op else {
+            return Err(SubmitError::Invalid(op));
+        };
         let start = usize::try_from(sector).unwrap() * 512;
         buf[..len].copy_from_slice(&self.contents[start..start + len]);
         let bad = sector + (len as u64) / 512 > self.bad_from;
@@ -91,12 +93,17 @@ impl Work {
         let mut command = Command::new(program);
         let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
         let output = command.args(arguments).current_dir(self.0.path()).env("PATH", path).output();
-        let output = output.unwrap_or_else(|e| panic!("{program}: {e}: install the package {package}"));
+        let output =
+            output.unwrap_or_else(|e| panic!("{program}: {e}: install the package {package}"));
         assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
     }
     fn ext(&self, kind: &str) -> Vec<u8> {
         std::fs::File::create(self.image()).unwrap().set_len(16 << 20).unwrap();
-        self.tool("e2fsprogs", "mke2fs", &["-q", "-F", "-t", kind, "-L", "data", "-d", "tree", "image"]);
+        self.tool(
+            "e2fsprogs",
+            "mke2fs",
+            &["-q", "-F", "-t", kind, "-L", "data", "-d", "tree", "image"],
+        );
         std::fs::read(self.image()).unwrap()
     }
     fn fat(&self, bits: &str, megabytes: u64) -> Vec<u8> {
@@ -153,7 +160,11 @@ fn check_tree(volume: &Volume) {
         let file = volume.open("/sub/big").await.unwrap();
         for offset in [2_999_990, 5, 1_500_000] {
             let expected = &pattern(3_000_001)[offset..(offset + 100).min(3_000_001)];
-            assert_eq!(file.read_at(offset as u64, vec![0; 100]).await.unwrap(), expected, "{offset}");
+            assert_eq!(
+                file.read_at(offset as u64, vec![0; 100]).await.unwrap(),
+                expected,
+                "{offset}"
+            );
         }
         assert_eq!(volume.open("/nothing").await.unwrap_err(), FsError::NotFound);
         assert_eq!(volume.open("/sub").await.unwrap_err(), FsError::NotAFile);
@@ -187,9 +198,12 @@ fn fat_images_of_mkfs_are_read_whole() {
 #[test]
 fn archives_are_read_whole_and_links_followed() {
     let work = Work::new();
-    for (image, kind) in
-        [(work.tar("gnu"), "tar"), (work.tar("pax"), "tar"), (work.tar("ustar"), "tar"), (work.cpio(), "cpio")]
-    {
+    for (image, kind) in [
+        (work.tar("gnu"), "tar"),
+        (work.tar("pax"), "tar"),
+        (work.tar("ustar"), "tar"),
+        (work.cpio(), "cpio"),
+    ] {
         let module: &'static [u8] = image.clone().leak();
         let volume = block_on(Volume::mount_module("module", module)).unwrap();
         for volume in [volume, mount(image).unwrap()] {
@@ -231,7 +245,9 @@ fn a_failing_disk_is_a_disk_error_not_corruption() {
     );
     // Good enough to mount and list, bad where the contents are.
     for bad_from in [sectors / 64, sectors / 8] {
-        let Ok(volume) = block_on(Volume::mount(disk_with(image.clone(), bad_from))) else { continue };
+        let Ok(volume) = block_on(Volume::mount(disk_with(image.clone(), bad_from))) else {
+            continue;
+        };
         let result = block_on(read_all(&volume, "/sub/big", 4096));
         assert_eq!(result.unwrap_err(), FsError::Disk(BlockError::Io));
     }
@@ -269,12 +285,15 @@ fn corrupt_images_are_errors_never_panics() {
         seed ^= seed << 17;
         usize::try_from(seed % below as u64).unwrap()
     };
-    for image in [work.ext("ext2"), work.ext("ext4"), work.fat("16", 24), work.tar("gnu"), work.cpio()] {
+    for image in
+        [work.ext("ext2"), work.ext("ext4"), work.fat("16", 24), work.tar("gnu"), work.cpio()]
+    {
         for round in 0..40 {
             let mut bad = image.clone();
             // Mostly the first 64 KiB, where the structures are; and some truncation.
             for _ in 0..1 << (round % 8) {
-                let at = if random(4) == 0 { random(bad.len()) } else { random(65536.min(bad.len())) };
+                let at =
+                    if random(4) == 0 { random(bad.len()) } else { random(65536.min(bad.len())) };
                 bad[at] = u8::try_from(random(256)).unwrap();
             }
             if round % 5 == 0 {

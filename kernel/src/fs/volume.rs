@@ -268,6 +268,8 @@ fn probe_range(disk: &Cached, start: u64, len: u64) -> Result<Box<dyn FileSystem
 pub(super) fn read_error(error: super::disk_reader::ReadError) -> FsError {
     match error {
         super::disk_reader::ReadError::Disk(error) => FsError::Disk(error),
-        error @ super::disk_reader::ReadError::OutOfRange { .. } => FsError::Corrupt(format!("{error}")),
+        error @ super::disk_reader::ReadError::OutOfRange { .. } => {
+            FsError::Corrupt(format!("{error}"))
+        }
     }
 }

@@ -113,7 +113,8 @@ async fn one_exchange<C: Connection>(
             }
             Err(ParseError::Incomplete) if input.len() < MAX_HEAD => {
                 let mut some = [0; 1024];
-                let len = time::timeout(IDLE, connection.read(&mut some)).await?.map_err(End::Stream)?;
+                let len =
+                    time::timeout(IDLE, connection.read(&mut some)).await?.map_err(End::Stream)?;
                 if len == 0 {
                     return Ok(false);
                 }
@@ -177,7 +178,9 @@ async fn open(request: &Request, path: &str, files: &impl Files) -> Result<Reply
             Reply::new(206, media_type, Body::File { file, start, len })
                 .with_header("Content-Range", alloc::format!("bytes {start}-{last}/{size}"))
         }
-        Some(None) => Reply::error(416).with_header("Content-Range", alloc::format!("bytes */{size}")),
+        Some(None) => {
+            Reply::error(416).with_header("Content-Range", alloc::format!("bytes */{size}"))
+        }
     })
 }
 

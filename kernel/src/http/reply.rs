@@ -49,7 +49,8 @@ impl Reply {
     #[must_use]
     pub fn error(status: u16) -> Self {
         let reason = super::reason(status);
-        let page = format!("<!doctype html><title>{status} {reason}</title><h1>{status} {reason}</h1>\n");
+        let page =
+            format!("<!doctype html><title>{status} {reason}</title><h1>{status} {reason}</h1>\n");
         Self::new(status, HTML, Body::Text(page))
     }
     /// Adds a header field; the value has no line ends.
@@ -84,7 +85,8 @@ impl Reply {
 /// The media type of a file, by its name's ending.
 #[must_use]
 pub fn media_type(path: &str) -> &'static str {
-    let ending = path.rsplit('/').next().and_then(|name| name.rsplit_once('.')).map_or("", |(_, e)| e);
+    let ending =
+        path.rsplit('/').next().and_then(|name| name.rsplit_once('.')).map_or("", |(_, e)| e);
     const TYPES: &[(&str, &str)] = &[
         ("html", HTML),
         ("htm", HTML),
@@ -136,7 +138,10 @@ pub fn directory(path: &str, entries: &[DirEntry]) -> Reply {
             _ => String::new(),
         };
         // Writing to a String cannot fail. `./` keeps a name with a colon from being read as a scheme.
-        let _ = writeln!(page, "<tr><td><a href=\"./{link}{slash}\">{name}{slash}</a></td><td>{size}</td></tr>");
+        let _ = writeln!(
+            page,
+            "<tr><td><a href=\"./{link}{slash}\">{name}{slash}</a></td><td>{size}</td></tr>"
+        );
     }
     page.push_str("</table></body></html>\n");
     Reply::new(200, HTML, Body::Text(page))
@@ -194,7 +199,10 @@ mod tests {
         assert!(head.starts_with("HTTP/1.1 404 Not Found\r\n"), "{head}");
         let page = "<!doctype html><title>404 Not Found</title><h1>404 Not Found</h1>\n";
         assert!(head.contains(&format!("Content-Length: {}\r\n", page.len())), "{head}");
-        assert!(head.contains("Connection: keep-alive\r\n") && head.ends_with("\r\n\r\n"), "{head}");
+        assert!(
+            head.contains("Connection: keep-alive\r\n") && head.ends_with("\r\n\r\n"),
+            "{head}"
+        );
     }
 
     #[test]

@@ -80,8 +80,12 @@ fn files() -> OneVolume {
 }
 
 fn talk(input: &str, piece: usize) -> (Vec<u8>, End<&'static str>) {
-    let mut script =
-        Script { input: input.as_bytes().to_vec(), piece, output: Vec::new(), breaks_after: usize::MAX };
+    let mut script = Script {
+        input: input.as_bytes().to_vec(),
+        piece,
+        output: Vec::new(),
+        breaks_after: usize::MAX,
+    };
     let end = block_on(serve(&mut script, &files()));
     (script.output, end)
 }
@@ -91,7 +95,8 @@ fn split(answer: &[u8]) -> (u16, String, &[u8], &[u8]) {
     let at = answer.windows(4).position(|w| w == b"\r\n\r\n").expect("a head") + 4;
     let head = String::from_utf8(answer[..at].to_vec()).unwrap();
     let status = head[9..12].parse().unwrap();
-    let len: usize = head.split("Content-Length: ").nth(1).unwrap().lines().next().unwrap().parse().unwrap();
+    let len: usize =
+        head.split("Content-Length: ").nth(1).unwrap().lines().next().unwrap().parse().unwrap();
     let len = len.min(answer.len() - at);
     (status, head, &answer[at..at + len], &answer[at + len..])
 }

@@ -32,8 +32,12 @@ pub fn alloc_unbound(remote: DomId) -> Result<Port> {
 /// # Errors
 /// No such domain or port.
 pub fn bind_interdomain(remote: DomId, port: Port) -> Result<Port> {
-    let mut argument =
-        BindInterdomain { remote_dom: remote, pad0: [0; 2], remote_port: port, local_port: Port(0) };
+    let mut argument = BindInterdomain {
+        remote_dom: remote,
+        pad0: [0; 2],
+        remote_port: port,
+        local_port: Port(0),
+    };
     operate(EventChannelOp::BIND_INTERDOMAIN, &mut argument)?;
     Ok(argument.local_port)
 }

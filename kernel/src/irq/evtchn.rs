@@ -91,7 +91,12 @@ pub struct EventChannel {
 }
 
 impl EventChannel {
-    fn new(port: Port, owned: bool, name: &'static str, handler: Handler) -> Result<Self, EventError> {
+    fn new(
+        port: Port,
+        owned: bool,
+        name: &'static str,
+        handler: Handler,
+    ) -> Result<Self, EventError> {
         match super::register(Source::Event(port), name, handler) {
             Ok(registration) => {
                 unmask(port);
@@ -137,7 +142,11 @@ impl Drop for EventChannel {
 ///
 /// # Errors
 /// See [`EventError`].
-pub fn alloc_unbound(remote: DomId, name: &'static str, handler: Handler) -> Result<EventChannel, EventError> {
+pub fn alloc_unbound(
+    remote: DomId,
+    name: &'static str,
+    handler: Handler,
+) -> Result<EventChannel, EventError> {
     EventChannel::new(event::alloc_unbound(remote)?, true, name, handler)
 }
 
@@ -145,7 +154,11 @@ pub fn alloc_unbound(remote: DomId, name: &'static str, handler: Handler) -> Res
 ///
 /// # Errors
 /// See [`EventError`].
-pub fn attach(port: Port, name: &'static str, handler: Handler) -> Result<EventChannel, EventError> {
+pub fn attach(
+    port: Port,
+    name: &'static str,
+    handler: Handler,
+) -> Result<EventChannel, EventError> {
     EventChannel::new(port, false, name, handler)
 }
 
@@ -153,7 +166,12 @@ pub fn attach(port: Port, name: &'static str, handler: Handler) -> Result<EventC
 ///
 /// # Errors
 /// See [`EventError`].
-pub fn bind_virq(virq: Virq, vcpu: u32, name: &'static str, handler: Handler) -> Result<EventChannel, EventError> {
+pub fn bind_virq(
+    virq: Virq,
+    vcpu: u32,
+    name: &'static str,
+    handler: Handler,
+) -> Result<EventChannel, EventError> {
     EventChannel::new(event::bind_virq(virq, vcpu)?, true, name, handler)
 }
 
@@ -161,6 +179,10 @@ pub fn bind_virq(virq: Virq, vcpu: u32, name: &'static str, handler: Handler) ->
 ///
 /// # Errors
 /// See [`EventError`].
-pub fn bind_ipi(vcpu: u32, name: &'static str, handler: Handler) -> Result<EventChannel, EventError> {
+pub fn bind_ipi(
+    vcpu: u32,
+    name: &'static str,
+    handler: Handler,
+) -> Result<EventChannel, EventError> {
     EventChannel::new(event::bind_ipi(vcpu)?, true, name, handler)
 }

@@ -34,7 +34,10 @@ pub unsafe fn release(frames: &[Pfn]) -> Result<usize, MapError> {
     let mut list = [0; BATCH];
     let mut count = 0;
     for (slot, &frame) in list.iter_mut().zip(frames) {
-        let Some(number) = (if is_pv { pv::mfn(frame).map(|mfn| mfn.0) } else { Some(frame.0) }) else { break };
+        let Some(number) = (if is_pv { pv::mfn(frame).map(|mfn| mfn.0) } else { Some(frame.0) })
+        else {
+            break;
+        };
         // SAFETY: nothing refers to the page (the caller's promise).
         if unsafe { paging::unmap(address(frame), 1) }.is_err() {
             break;

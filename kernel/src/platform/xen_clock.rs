@@ -54,9 +54,10 @@ pub(super) fn wall_clock() -> Option<Duration> {
 
 pub(super) fn set_timer(deadline_ns: Option<u64>) {
     let result = match deadline_ns {
-        Some(deadline) => {
-            hypercall::set_singleshot_timer(0, deadline.saturating_add(START_NS.load(Ordering::Relaxed)))
-        }
+        Some(deadline) => hypercall::set_singleshot_timer(
+            0,
+            deadline.saturating_add(START_NS.load(Ordering::Relaxed)),
+        ),
         None => hypercall::stop_singleshot_timer(0),
     };
     if let Err(error) = result {

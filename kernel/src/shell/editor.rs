@@ -106,7 +106,8 @@ impl Editor {
             Sequence::Csi(number) => {
                 match byte {
                     b'0'..=b'9' => {
-                        let number = number.saturating_mul(10).saturating_add(u16::from(byte - b'0'));
+                        let number =
+                            number.saturating_mul(10).saturating_add(u16::from(byte - b'0'));
                         self.sequence = Sequence::Csi(number);
                     }
                     // Parameters this editor has no use for (modifiers).
@@ -136,7 +137,9 @@ impl Editor {
             5 => self.moved(self.line.len(), out),
             6 => self.moved(self.cursor + 1, out),
             8 | 0x7f => self.deleted(self.cursor.saturating_sub(1), self.cursor, out),
-            b'\t' => Event::Complete(self.line.get(..self.cursor).unwrap_or_default().iter().collect()),
+            b'\t' => {
+                Event::Complete(self.line.get(..self.cursor).unwrap_or_default().iter().collect())
+            }
             11 => self.deleted(self.cursor, self.line.len(), out),
             12 => {
                 out.push_str("\x1b[H\x1b[2J");
@@ -315,13 +318,15 @@ impl Editor {
         }
         let line = match back {
             0 => core::mem::take(&mut self.aside),
-            back => match self.history.len().checked_sub(back).and_then(|at| self.history.get(at)) {
-                Some(line) => line.chars().collect(),
-                None => {
-                    out.push('\x07');
-                    return Event::None;
+            back => {
+                match self.history.len().checked_sub(back).and_then(|at| self.history.get(at)) {
+                    Some(line) => line.chars().collect(),
+                    None => {
+                        out.push('\x07');
+                        return Event::None;
+                    }
                 }
-            },
+            }
         };
         let old = core::mem::replace(&mut self.line, line);
         if self.recalled == 0 {
@@ -340,7 +345,10 @@ mod tests {
 
     fn feed(editor: &mut Editor, keys: &str) -> Vec<Event> {
         let mut out = String::new();
-        keys.bytes().map(|b| editor.key(b, &mut out)).filter(|event| *event != Event::None).collect()
+        keys.bytes()
+            .map(|b| editor.key(b, &mut out))
+            .filter(|event| *event != Event::None)
+            .collect()
     }
 
     fn line(keys: &str) -> String {
@@ -387,7 +395,10 @@ mod tests {
         let mut editor = Editor::new("> ");
         assert_eq!(feed(&mut editor, "abc\x03"), [Event::Interrupt]);
         assert_eq!(feed(&mut editor, "\x04"), [Event::EndOfInput]);
-        assert_eq!(feed(&mut editor, "a\x04\n\r\n"), [Event::Line("a".into()), Event::Line("".into())]);
+        assert_eq!(
+            feed(&mut editor, "a\x04\n\r\n"),
+            [Event::Line("a".into()), Event::Line("".into())]
+        );
     }
 
     #[test]

@@ -149,7 +149,8 @@ pub async fn complete(line: &str) -> Vec<String> {
     let mut found = Vec::new();
     for entry in entries {
         let is_directory = entry.metadata.kind == crate::fs::NodeKind::Directory;
-        let path = alloc::format!("{directory}{}{}", entry.name, if is_directory { "/" } else { "" });
+        let path =
+            alloc::format!("{directory}{}{}", entry.name, if is_directory { "/" } else { "" });
         if path.starts_with(word) {
             found.push(path);
         }

@@ -19,7 +19,9 @@ impl fmt::Display for ParseError {
             Self::OpenQuote(quote, at) => {
                 write!(f, "the quote {quote} at character {} is never closed", at + 1)
             }
-            Self::TrailingBackslash => f.write_str("the line ends in a backslash; write \\\\ for one"),
+            Self::TrailingBackslash => {
+                f.write_str("the line ends in a backslash; write \\\\ for one")
+            }
         }
     }
 }

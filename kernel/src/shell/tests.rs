@@ -38,7 +38,8 @@ fn a_failure_in_the_middle_is_the_status_of_the_line() {
 fn help_knows_every_command_and_no_name_twice() {
     let (status, text) = run("help");
     assert_eq!(status, Status::SUCCESS);
-    let mut names: Vec<&str> = TABLE.iter().flat_map(|group| group.iter()).map(|c| c.name).collect();
+    let mut names: Vec<&str> =
+        TABLE.iter().flat_map(|group| group.iter()).map(|c| c.name).collect();
     for name in &names {
         assert!(text.contains(&format!("  {name} ")), "{name}");
     }
@@ -49,10 +50,19 @@ fn help_knows_every_command_and_no_name_twice() {
 
 #[test]
 fn files_that_are_not_there_are_failures() {
-    for line in ["cat /nothing", "sha256sum /nothing", "ls /nothing", "block read nodisk 0 1", "block hash nodisk"] {
+    for line in [
+        "cat /nothing",
+        "sha256sum /nothing",
+        "ls /nothing",
+        "block read nodisk 0 1",
+        "block hash nodisk",
+    ] {
         let (status, text) = run(line);
         assert_eq!(status, Status::FAILURE, "{line}: {text}");
-        assert!(text.contains("nothing: no such file") || text.contains("no disk nodisk"), "{text}");
+        assert!(
+            text.contains("nothing: no such file") || text.contains("no disk nodisk"),
+            "{text}"
+        );
     }
 }
 

@@ -65,10 +65,14 @@ pub async fn join<A: Future, B: Future>(a: A, b: B) -> (A::Output, B::Output) {
     let mut b = pin!(b);
     let (mut first, mut second) = (None, None);
     poll_fn(|cx| {
-        if first.is_none() && let Poll::Ready(output) = a.as_mut().poll(cx) {
+        if first.is_none()
+            && let Poll::Ready(output) = a.as_mut().poll(cx)
+        {
             first = Some(output);
         }
-        if second.is_none() && let Poll::Ready(output) = b.as_mut().poll(cx) {
+        if second.is_none()
+            && let Poll::Ready(output) = b.as_mut().poll(cx)
+        {
             second = Some(output);
         }
         match (first.take(), second.take()) {

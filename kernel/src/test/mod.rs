@@ -52,7 +52,10 @@ impl Test {
     /// Notes a failure with both values unless they are equal; the test goes on.
     pub fn equal<T: PartialEq + core::fmt::Debug>(&mut self, what: &str, found: T, expected: T) {
         if found != expected {
-            self.raise(Outcome::Failure, &format_args!("{what}: found {found:?}, expected {expected:?}"));
+            self.raise(
+                Outcome::Failure,
+                &format_args!("{what}: found {found:?}, expected {expected:?}"),
+            );
         }
     }
 
@@ -171,7 +174,10 @@ macro_rules! test_image {
 
         #[cfg(not(target_os = "none"))]
         fn main() {
-            eprintln!("this is a guest image: build it with `cargo xtask build {}`", env!("CARGO_PKG_NAME"));
+            eprintln!(
+                "this is a guest image: build it with `cargo xtask build {}`",
+                env!("CARGO_PKG_NAME")
+            );
         }
     };
 }

@@ -1,6 +1,12 @@
 //! The tests of an image, as the linker collected them from the section `.janus.tests`.
 // UNSAFETY: reads what the linker put between two symbols.
-#![expect(unsafe_code, reason = "the linker's symbols are the only way to the collected descriptors")]
+#![cfg_attr(
+    target_os = "none",
+    expect(
+        unsafe_code,
+        reason = "the linker's symbols are the only way to the collected descriptors"
+    )
+)]
 
 use super::Test;
 

@@ -41,7 +41,10 @@ pub fn test_ended(
     ns: u64,
 ) -> fmt::Result {
     let (name, detail) = (Quoted(name), Quoted(detail));
-    writeln!(out, "{PREFIX}{{\"test\":{name},\"outcome\":\"{outcome}\",\"detail\":{detail},\"ns\":{ns}}}")
+    writeln!(
+        out,
+        "{PREFIX}{{\"test\":{name},\"outcome\":\"{outcome}\",\"detail\":{detail},\"ns\":{ns}}}"
+    )
 }
 
 /// Writes the line that names one test of the image.
@@ -57,7 +60,12 @@ pub fn test_listed(out: &mut impl Write, name: &str) -> fmt::Result {
 /// # Errors
 /// `out` fails.
 pub fn measured(out: &mut impl Write, name: &str, value: u64, unit: &str) -> fmt::Result {
-    writeln!(out, "{PREFIX}{{\"measured\":{},\"value\":{value},\"unit\":{}}}", Quoted(name), Quoted(unit))
+    writeln!(
+        out,
+        "{PREFIX}{{\"measured\":{},\"value\":{value},\"unit\":{}}}",
+        Quoted(name),
+        Quoted(unit)
+    )
 }
 
 /// Writes the machine's last line.

@@ -71,7 +71,8 @@ fn entries() -> Entries {
 /// Xen refused.
 pub(crate) fn init() -> Result<(), Errno> {
     let entries = entries();
-    let mut table = [TrapInfo { vector: 0, flags: 0, cs: 0, pad0: [0; 4], address: 0 }; VECTORS + 1];
+    let mut table =
+        [TrapInfo { vector: 0, flags: 0, cs: 0, pad0: [0; 4], address: 0 }; VECTORS + 1];
     for (vector, info) in (0_u8..).zip(table.iter_mut().take(VECTORS)) {
         info.vector = vector;
         info.cs = FLAT_RING3_CS64;

@@ -319,7 +319,8 @@ impl Msix {
         let entries = entries + 1;
         let place = function.read32(capability + 4);
         let [first, ..] = place.to_le_bytes();
-        let window = Window { bar: first & 7, offset: place & !7, len: u32::from(entries) * ENTRY_BYTES };
+        let window =
+            Window { bar: first & 7, offset: place & !7, len: u32::from(entries) * ENTRY_BYTES };
         let table = bars.map(window)?;
         let this = Self { table, entries };
         function.enable(Line::Off);

@@ -16,8 +16,8 @@ use janus_front::class::{BalloonDevice, PeerError};
 use janus_proto::addr::{PAGE_SIZE, Pfn};
 
 use super::xenstore::{XenStore, XenStoreError};
-use crate::mm::reservation::{self, BATCH};
 use crate::mm::frames;
+use crate::mm::reservation::{self, BATCH};
 use crate::{task, time};
 
 const TARGET: &str = "memory/target";
@@ -145,8 +145,8 @@ async fn follow(store: &Arc<XenStore>, info: &BootInfo) -> Result<(), XenStoreEr
     loop {
         // The watch fires once at the start.
         if balloon.wanted == balloon.held_pages() {
-            watch.next().await?;
-        } else if let Ok(change) = time::timeout(RETRY, watch.next()).await {
+            watch.changed().await?;
+        } else if let Ok(change) = time::timeout(RETRY, watch.changed()).await {
             change?;
         }
         if let Some(target) = read_kib(store, TARGET).await? {

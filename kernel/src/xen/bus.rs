@@ -101,6 +101,7 @@ pub(super) struct Place {
 }
 
 /// A device of one of the classes we drive.
+#[expect(clippy::large_enum_variant, reason = "a handful exist, each in its own task")]
 enum Device {
     Vbd(Vbd),
     Vif(Vif),
@@ -173,7 +174,9 @@ impl Bus {
         loop {
             self.look(search.is_some()).await?;
             search = None;
-            if let Either::First(change) = task::select(watch.next(), self.ended.notified()).await {
+            if let Either::First(change) =
+                task::select(watch.changed(), self.ended.notified()).await
+            {
                 change?;
             }
         }
@@ -356,10 +359,10 @@ impl Life {
                 None
             };
             let Some(patience) = patience else {
-                watch.next().await?;
+                watch.changed().await?;
                 continue;
             };
-            match time::timeout(patience, watch.next()).await {
+            match time::timeout(patience, watch.changed()).await {
                 Ok(change) => drop(change?),
                 Err(_) if self.front.is_draining() => {
                     log::warn!("{}: the backend does not let go", self.place.front);

@@ -48,7 +48,7 @@ async fn listen(store: &Arc<XenStore>) -> Result<(), XenStoreError> {
     let mut watch = store.watch(SHUTDOWN).await?;
     loop {
         // The watch fires once at the start, so a word that was there before is seen too.
-        watch.next().await?;
+        watch.changed().await?;
         let Some(word) = store.read_if_there(SHUTDOWN).await? else { continue };
         if word.is_empty() {
             continue;
@@ -62,7 +62,10 @@ async fn listen(store: &Arc<XenStore>) -> Result<(), XenStoreError> {
                 power::request(request);
             }
             Wish::Refused => {
-                log::warn!("the toolstack asks for {}, which this guest cannot do", word.escape_ascii());
+                log::warn!(
+                    "the toolstack asks for {}, which this guest cannot do",
+                    word.escape_ascii()
+                );
             }
         }
     }

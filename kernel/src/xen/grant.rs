@@ -97,7 +97,9 @@ fn extend(mapped: u32, frames: u32) -> Result<&'static [AtomicU32], GrantError> 
             let va = TABLE + index as usize * PAGE_SIZE;
             let frame = Pfn((va >> PAGE_SHIFT) as u64);
             // SAFETY: there is no memory under these frames, and nobody else puts any there.
-            unsafe { hypercall::memory::add_to_physmap(MapSpace::GRANT_TABLE, index.into(), frame) }?;
+            unsafe {
+                hypercall::memory::add_to_physmap(MapSpace::GRANT_TABLE, index.into(), frame)
+            }?;
             // SAFETY: as above.
             unsafe { paging::map(va, frame, 1, Flags::WRITE) }?;
         }

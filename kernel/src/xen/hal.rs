@@ -36,7 +36,12 @@ unsafe impl XenHal for KernelHal {
     fn frames(&self) -> &'static dyn FrameSource {
         &FRAMES
     }
-    unsafe fn grant(&self, peer: DomId, page: Gpa, access: GrantAccess) -> Result<GrantRef, HalError> {
+    unsafe fn grant(
+        &self,
+        peer: DomId,
+        page: Gpa,
+        access: GrantAccess,
+    ) -> Result<GrantRef, HalError> {
         let access = match access {
             GrantAccess::ReadOnly => Access::ReadOnly,
             GrantAccess::ReadWrite => Access::ReadWrite,

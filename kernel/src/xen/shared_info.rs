@@ -50,7 +50,13 @@ pub struct SharedInfo {
     /// The wall clock at system time 0: version, seconds, nanoseconds, high word of the seconds.
     pub wall_clock: [AtomicU32; 4],
 }
-janus_proto::assert_layout!(SharedInfo, size = 4096, evtchn_pending = 2048, evtchn_mask = 2560, wall_clock = 3072);
+janus_proto::assert_layout!(
+    SharedInfo,
+    size = 4096,
+    evtchn_pending = 2048,
+    evtchn_mask = 2560,
+    wall_clock = 3072
+);
 
 impl VcpuInfo {
     const fn new() -> Self {

@@ -556,12 +556,12 @@ impl Watch {
     ///
     /// # Errors
     /// The connection is lost.
-    pub fn next(&mut self) -> NextChange<'_> {
+    pub fn changed(&mut self) -> NextChange<'_> {
         NextChange(self)
     }
 }
 
-/// Waiting for a change: see [`Watch::next`].
+/// Waiting for a change: see [`Watch::changed`].
 #[derive(Debug)]
 pub struct NextChange<'a>(&'a mut Watch);
 

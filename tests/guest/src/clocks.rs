@@ -60,10 +60,10 @@ guest_test! {
 
     /// Many timers end in the order of their deadlines.
     fn timers_end_in_order(test) {
-        static ENDED: janus_kernel::sync::IrqMutex<alloc::vec::Vec<u64>> =
-            janus_kernel::sync::IrqMutex::new(alloc::vec::Vec::new());
+        static ENDED: janus_kernel::sync::IrqMutex<Vec<u64>> =
+            janus_kernel::sync::IrqMutex::new(Vec::new());
         let start = time::now();
-        let handles: alloc::vec::Vec<_> = (0..50_u64)
+        let handles: Vec<_> = (0..50_u64)
             .map(|index| {
                 // A permutation: 7 and 50 have no common divisor.
                 let ms = 20 + index * 7 % 50 * 3;

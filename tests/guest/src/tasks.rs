@@ -7,7 +7,7 @@ use janus_kernel::{guest_test, task, time};
 guest_test! {
     /// Hundreds of tasks take turns and give their results back.
     fn tasks_give_their_results_back(test) {
-        let handles: alloc::vec::Vec<_> = (0..300_u64)
+        let handles: Vec<_> = (0..300_u64)
             .map(|number| {
                 task::spawn("sum", async move {
                     for _ in 0..number % 7 {
@@ -29,7 +29,7 @@ guest_test! {
 
     /// A fiber may wait in the middle of ordinary code, while others run.
     fn fibers_wait_while_others_run(test) {
-        let handles: alloc::vec::Vec<_> = (0..8_u64)
+        let handles: Vec<_> = (0..8_u64)
             .map(|number| {
                 task::spawn_fiber("waiter", move || {
                     let start = time::now();

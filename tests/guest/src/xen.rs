@@ -31,7 +31,7 @@ guest_test! {
     fn event_to_oneself_arrives(test) {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         static CAME: Notify = Notify::new();
-        let handler = alloc::boxed::Box::new(|| {
+        let handler = Box::new(|| {
             COUNT.fetch_add(1, Ordering::Relaxed);
             CAME.notify();
         });
@@ -47,7 +47,7 @@ guest_test! {
     /// A masked event waits until it is unmasked.
     fn event_that_is_masked_waits(test) {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let handler = alloc::boxed::Box::new(|| {
+        let handler = Box::new(|| {
             COUNT.fetch_add(1, Ordering::Relaxed);
         });
         let Some(channel) = test.ok("bind_ipi", evtchn::bind_ipi(0, "test", handler)) else { return };
@@ -131,12 +131,12 @@ guest_test! {
         let done = task::block_on(time::timeout(Duration::from_secs(5), async {
             let mut watch = store.watch("data").await?;
             // A new watch fires once for itself.
-            watch.next().await?;
+            watch.changed().await?;
             let transaction = store.begin().await?;
             transaction.write("data/t", b"1").await?;
             let early = store.read_if_there("data/t").await?;
             transaction.commit().await?;
-            let change = watch.next().await?;
+            let change = watch.changed().await?;
             Ok::<_, XenStoreError>((early, change, store.read("data/t").await?))
         }));
         let Ok(done) = done else {

@@ -65,9 +65,9 @@ pub enum InitError {
 impl fmt::Display for InitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Legacy => f.write_str(
-                "the device knows only the legacy interface, of before virtio 1.0",
-            ),
+            Self::Legacy => {
+                f.write_str("the device knows only the legacy interface, of before virtio 1.0")
+            }
             Self::Features => f.write_str("the device did not accept features that it offered"),
             Self::Reset => f.write_str("the device did not finish its reset"),
             Self::NoQueue(queue) => write!(f, "the device has no queue {queue}"),

@@ -103,7 +103,8 @@ proptest! {
         let words: Vec<_> = raw.into_iter().map(AtomicU32::new).collect();
         prop_assert_eq!(now(&words, || tsc).is_some(), raw[0] % 2 == 0);
         if let Some(info) = try_read(&words) {
-            tsc_khz(&info);
+            // Any answer will do, as long as it does not divide by zero.
+            let _ = tsc_khz(&info);
         }
     }
 }

@@ -1,4 +1,5 @@
 //! Client against server, both against nonsense, and lists against a daemon that cuts them.
+#![expect(clippy::cast_possible_truncation, reason = "test values are small")]
 
 use proptest::prelude::*;
 
@@ -218,10 +219,10 @@ impl CuttingDaemon {
 fn pump(client: &mut Client, server: &mut Server, step: usize) {
     loop {
         let up = client.outgoing().len().min(step);
-        server.received(&client.outgoing()[..up].to_vec());
+        server.received(&client.outgoing()[..up]);
         client.sent(up);
         let down = server.outgoing().len().min(step);
-        client.received(&server.outgoing()[..down].to_vec());
+        client.received(&server.outgoing()[..down]);
         server.sent(down);
         if up == 0 && down == 0 {
             return;

@@ -115,9 +115,9 @@ impl TableFrames for BootFrames<'_> {
     fn next(&mut self, tables: &Tables) -> Result<Pfn, MapError> {
         let clash = |frame: u64| {
             let start = frame << 12;
-            self.taken
-                .iter()
-                .find(|range| range.start.0 < start + PAGE_SIZE as u64 && start < range.start.0 + range.len)
+            self.taken.iter().find(|range| {
+                range.start.0 < start + PAGE_SIZE as u64 && start < range.start.0 + range.len
+            })
         };
         let mut frame = self.next;
         while let Some(range) = clash(frame) {
@@ -147,7 +147,8 @@ impl Tables {
     /// The address of the table that `entry` points to.
     fn table(entry: u64) -> usize {
         let mfn = to_usize((entry & ADDRESS) >> 12);
-        let name = core::ptr::with_exposed_provenance::<u64>(MACHINE_TO_PHYSICAL + mfn * size_of::<u64>());
+        let name =
+            core::ptr::with_exposed_provenance::<u64>(MACHINE_TO_PHYSICAL + mfn * size_of::<u64>());
         // SAFETY: Xen maps its table for every machine frame there is, and `mfn` is one: Xen checked the entry.
         to_usize(unsafe { name.read_volatile() }) << 12
     }
@@ -242,7 +243,11 @@ pub(crate) unsafe fn init(
     taken: &[MemoryRange],
     sections: &[Section],
 ) -> Result<core::ops::Range<Gpa>, MapError> {
-    let tables = Tables { root: to_usize(start.pt_base), p2m: to_usize(start.mfn_list), pages: to_usize(start.nr_pages) };
+    let tables = Tables {
+        root: to_usize(start.pt_base),
+        p2m: to_usize(start.mfn_list),
+        pages: to_usize(start.nr_pages),
+    };
     let first = start.bootstrap_end.div_ceil(PAGE_SIZE as u64);
     let mut frames = BootFrames { next: first, taken };
 
@@ -290,7 +295,8 @@ pub(crate) unsafe fn init(
                 unsafe { tables.hang(&mut frames, parent, |_| 0) }?;
             }
             None => {
-                if let (Some((entry, value)), Some(mfn)) = (tables.entry(va), tables.mfn(Pfn(page as u64)))
+                if let (Some((entry, value)), Some(mfn)) =
+                    (tables.entry(va), tables.mfn(Pfn(page as u64)))
                     && value & PRESENT == 0
                 {
                     // SAFETY: as above.
@@ -329,7 +335,8 @@ pub(crate) unsafe fn set_mfn(frame: Pfn, mfn: Option<Mfn>) {
     let Some(tables) = tables.as_ref() else { return };
     let index = to_usize(frame.0);
     if index < tables.pages {
-        let entry = core::ptr::with_exposed_provenance_mut::<u64>(tables.p2m + index * size_of::<u64>());
+        let entry =
+            core::ptr::with_exposed_provenance_mut::<u64>(tables.p2m + index * size_of::<u64>());
         // SAFETY: inside the list, which the lock protects.
         unsafe { entry.write_volatile(mfn.map_or(INVALID, |mfn| mfn.0)) };
     }
@@ -370,13 +377,20 @@ pub(crate) unsafe fn map_machine(va: usize, mfn: Mfn, flags: Flags) -> Result<()
 /// As [`super::map`].
 pub(crate) unsafe fn map_machine_early(va: usize, mfn: Mfn) -> Result<(), MapError> {
     // SAFETY: the caller's promise.
-    unsafe { memory::update_va_mapping(va, (mfn.0 << 12) | page_flags(Flags::WRITE), FLUSH_ADDRESS) }
-        .map_err(|_| MapError::Refused)
+    unsafe {
+        memory::update_va_mapping(va, (mfn.0 << 12) | page_flags(Flags::WRITE), FLUSH_ADDRESS)
+    }
+    .map_err(|_| MapError::Refused)
 }
 
 /// # Safety
 /// As [`super::map`].
-pub(super) unsafe fn map(va: usize, frame: Pfn, pages: usize, flags: Flags) -> Result<(), MapError> {
+pub(super) unsafe fn map(
+    va: usize,
+    frame: Pfn,
+    pages: usize,
+    flags: Flags,
+) -> Result<(), MapError> {
     if flags.contains(Flags::UNCACHED) {
         // Devices need a privileged domain; this kernel is none.
         return Err(MapError::Refused);
@@ -423,7 +437,8 @@ unsafe fn change(va: usize, pages: usize, to: impl Fn(u64) -> u64) -> Result<(),
         return match tables.entry(va) {
             Some((_, value)) if value & PRESENT != 0 => {
                 // SAFETY: the caller's promise.
-                unsafe { memory::update_va_mapping(va, to(value), FLUSH_ADDRESS) }.map_err(|_| MapError::Refused)
+                unsafe { memory::update_va_mapping(va, to(value), FLUSH_ADDRESS) }
+                    .map_err(|_| MapError::Refused)
             }
             _ => Ok(()),
         };

@@ -57,7 +57,8 @@ async fn bench(session: &mut Session<'_>, arguments: &[String]) -> Status {
         "random" => true,
         _ => return Status::USAGE,
     };
-    let (Some(size), Some(depth), Some(seconds)) = (number(size), number(depth), number(seconds)) else {
+    let (Some(size), Some(depth), Some(seconds)) = (number(size), number(depth), number(seconds))
+    else {
         return Status::USAGE;
     };
     let Some(disk) = devices::block(name) else {
@@ -65,12 +66,15 @@ async fn bench(session: &mut Session<'_>, arguments: &[String]) -> Status {
     };
     let block = u64::from(disk.geometry().block_size);
     if size == 0 || !size.is_multiple_of(block) || size > disk.capacity() {
-        return session.fail(format_args!("bench: {size} is not a number of blocks of {block} on this disk"));
+        return session
+            .fail(format_args!("bench: {size} is not a number of blocks of {block} on this disk"));
     }
     if !(1..=MAX_DEPTH).contains(&depth) || !(1..=600).contains(&seconds) {
-        return session.fail(format_args!("bench: 1 to {MAX_DEPTH} requests at once, 1 to 600 seconds"));
+        return session
+            .fail(format_args!("bench: 1 to {MAX_DEPTH} requests at once, 1 to 600 seconds"));
     }
-    let pattern = Arc::new(Pattern { next: AtomicU64::new(0), random, slots: disk.capacity() / size, size });
+    let pattern =
+        Arc::new(Pattern { next: AtomicU64::new(0), random, slots: disk.capacity() / size, size });
     let before = disk.counters();
     let start = time::now();
     let deadline = start + Duration::from_secs(seconds);
@@ -97,7 +101,11 @@ async fn bench(session: &mut Session<'_>, arguments: &[String]) -> Status {
 }
 
 /// Reads until the deadline; answers how many requests were done.
-async fn worker(disk: Arc<Block>, pattern: Arc<Pattern>, deadline: time::Instant) -> Result<u64, BlockError> {
+async fn worker(
+    disk: Arc<Block>,
+    pattern: Arc<Pattern>,
+    deadline: time::Instant,
+) -> Result<u64, BlockError> {
     let len = usize::try_from(pattern.size).unwrap_or(usize::MAX);
     let longest = disk.max_request();
     let mut count = 0;

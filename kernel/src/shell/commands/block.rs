@@ -98,11 +98,13 @@ fn info(session: &mut Session<'_>, disk: &Block) {
 async fn dump(session: &mut Session<'_>, disk: &Block, offset: u64, len: u64) -> Status {
     const LONGEST: u64 = 64 * 1024;
     if len > LONGEST {
-        return session.fail(format_args!("block: {len} bytes are too many to print; at most {LONGEST}"));
+        return session
+            .fail(format_args!("block: {len} bytes are too many to print; at most {LONGEST}"));
     }
     let block = u64::from(disk.geometry().block_size);
     let start = offset / block * block;
-    let Some(end) = offset.checked_add(len).and_then(|end| end.checked_next_multiple_of(block)) else {
+    let Some(end) = offset.checked_add(len).and_then(|end| end.checked_next_multiple_of(block))
+    else {
         return session.fail("block: outside the disk");
     };
     let mut bytes = alloc::vec![0; usize::try_from(end - start).unwrap_or(0)];
@@ -116,8 +118,10 @@ async fn dump(session: &mut Session<'_>, disk: &Block, offset: u64, len: u64) ->
         for byte in line {
             let _ = write!(session, " {byte:02x}");
         }
-        let text: String =
-            line.iter().map(|&b| if (32..127).contains(&b) { char::from(b) } else { '.' }).collect();
+        let text: String = line
+            .iter()
+            .map(|&b| if (32..127).contains(&b) { char::from(b) } else { '.' })
+            .collect();
         let _ = writeln!(session, "{:1$}  {text}", "", 3 * (16 - line.len()));
     }
     Status::SUCCESS

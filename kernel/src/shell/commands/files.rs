@@ -41,7 +41,12 @@ pub(super) const COMMANDS: &[Command] = &[
             Box::pin(async move {
                 for mount in mounts::all() {
                     let (kind, source) = (mount.volume.type_name(), mount.volume.source());
-                    let _ = writeln!(session, "{:<16} {kind:<9} {source} {}", mount.place, mount.volume.label());
+                    let _ = writeln!(
+                        session,
+                        "{:<16} {kind:<9} {source} {}",
+                        mount.place,
+                        mount.volume.label()
+                    );
                 }
                 Status::SUCCESS
             })
@@ -92,7 +97,11 @@ async fn each_piece(path: &str, mut work: impl FnMut(&[u8])) -> Result<u64, FsEr
         let ((), next) = task::join(async { work(&current) }, next).await;
         current = next?;
     }
-    if at == size { Ok(at) } else { Err(FsError::Corrupt(alloc::format!("{at} of {size} bytes are there"))) }
+    if at == size {
+        Ok(at)
+    } else {
+        Err(FsError::Corrupt(alloc::format!("{at} of {size} bytes are there")))
+    }
 }
 
 async fn cat(session: &mut Session<'_>, arguments: &[String]) -> Status {

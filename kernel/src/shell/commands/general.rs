@@ -40,10 +40,13 @@ pub(super) const COMMANDS: &[Command] = &[
         help: "waits",
         run: |_, arguments| {
             Box::pin(async move {
-                let Some(seconds) = arguments.first().and_then(|text| text.parse::<f64>().ok()) else {
+                let Some(seconds) = arguments.first().and_then(|text| text.parse::<f64>().ok())
+                else {
                     return Status::USAGE;
                 };
-                let Ok(duration) = Duration::try_from_secs_f64(seconds) else { return Status::USAGE };
+                let Ok(duration) = Duration::try_from_secs_f64(seconds) else {
+                    return Status::USAGE;
+                };
                 time::sleep(duration).await;
                 Status::SUCCESS
             })
@@ -70,7 +73,9 @@ pub(super) const COMMANDS: &[Command] = &[
         name: "panic",
         arguments: "[WORD ...]",
         help: "crashes the kernel on purpose",
-        run: |_, arguments| Box::pin(async move { panic!("asked for by the shell: {}", arguments.join(" ")) }),
+        run: |_, arguments| {
+            Box::pin(async move { panic!("asked for by the shell: {}", arguments.join(" ")) })
+        },
     },
     Command {
         name: "reboot",
@@ -96,7 +101,8 @@ pub(super) const COMMANDS: &[Command] = &[
 fn help(session: &mut Session<'_>, arguments: &[String]) -> Status {
     let mut found = false;
     for group in TABLE {
-        for command in group.iter().filter(|c| arguments.first().is_none_or(|name| name == c.name)) {
+        for command in group.iter().filter(|c| arguments.first().is_none_or(|name| name == c.name))
+        {
             found = true;
             let usage = alloc::format!("{} {}", command.name, command.arguments);
             let _ = writeln!(session, "  {usage:<36} {}", command.help);
@@ -112,7 +118,8 @@ fn uptime(session: &mut Session<'_>) -> Status {
     if let Some(date) = time::wall_clock() {
         let _ = write!(session, ", {} UTC", Date(date));
     }
-    let idle = statistics.idle.as_nanos().saturating_mul(100).checked_div(up.as_nanos()).unwrap_or(0);
+    let idle =
+        statistics.idle.as_nanos().saturating_mul(100).checked_div(up.as_nanos()).unwrap_or(0);
     let _ = writeln!(session, ", idle {idle} %, {} task switches", statistics.polls);
     Status::SUCCESS
 }

@@ -16,7 +16,8 @@ pub(super) const COMMANDS: &[Command] = &[
             Box::pin(async move {
                 let _ = writeln!(session, "platform  {}", platform::current().name());
                 for disk in devices::blocks() {
-                    let _ = writeln!(session, "disk      {} ({})", disk.name(), Size(disk.capacity()));
+                    let _ =
+                        writeln!(session, "disk      {} ({})", disk.name(), Size(disk.capacity()));
                 }
                 for net in devices::nets() {
                     let _ = writeln!(session, "network   {}", net.name());
@@ -84,9 +85,16 @@ fn memory(session: &mut Session<'_>) -> Status {
     let frames = mm::frames::statistics();
     let heap = mm::heap::statistics();
     let pages = |count: usize| Size(count as u64 * 4096);
-    let _ = writeln!(session, "pages     {:>10} of {:>10} free", pages(frames.free), pages(frames.total));
+    let _ = writeln!(
+        session,
+        "pages     {:>10} of {:>10} free",
+        pages(frames.free),
+        pages(frames.total)
+    );
     let _ = writeln!(session, "heap      {:>10} in slabs", Size(heap.slab_bytes as u64));
-    for (size, count) in mm::heap::class_sizes().iter().zip(heap.objects).filter(|(_, count)| *count > 0) {
+    for (size, count) in
+        mm::heap::class_sizes().iter().zip(heap.objects).filter(|(_, count)| *count > 0)
+    {
         let _ = writeln!(session, "          {count:>10} objects of up to {size} B");
     }
     let (used, arena) = (Size(heap.arena_used as u64), Size(heap.arena_bytes as u64));

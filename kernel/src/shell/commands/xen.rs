@@ -32,7 +32,10 @@ pub(super) const COMMANDS: &[Command] = &[
 fn grants(session: &mut Session<'_>) -> Status {
     let statistics = grant::statistics();
     if statistics.max_frames == 0 {
-        return session.fail(format_args!("grants: there is no grant table under {}", platform::current().name()));
+        return session.fail(format_args!(
+            "grants: there is no grant table under {}",
+            platform::current().name()
+        ));
     }
     let _ = writeln!(
         session,
@@ -44,7 +47,10 @@ fn grants(session: &mut Session<'_>) -> Status {
 
 async fn xenstore(session: &mut Session<'_>, arguments: &[String]) -> Status {
     let Some(store) = store() else {
-        return session.fail(format_args!("xenstore: there is no xenstore under {}", platform::current().name()));
+        return session.fail(format_args!(
+            "xenstore: there is no xenstore under {}",
+            platform::current().name()
+        ));
     };
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match *arguments {
@@ -65,7 +71,9 @@ async fn xenstore(session: &mut Session<'_>, arguments: &[String]) -> Status {
     };
     match result {
         Ok(()) => Status::SUCCESS,
-        Err(error) => session.fail(format_args!("{}: {error}", arguments.get(1).unwrap_or(&"xenstore"))),
+        Err(error) => {
+            session.fail(format_args!("{}: {error}", arguments.get(1).unwrap_or(&"xenstore")))
+        }
     }
 }
 
@@ -94,7 +102,13 @@ fn list<'a>(
             let indent = level;
             match store.read(&child).await {
                 Ok(value) => {
-                    let _ = writeln!(session, "{:indent$}{} = \"{}\"", "", printable(&name), text(&value));
+                    let _ = writeln!(
+                        session,
+                        "{:indent$}{} = \"{}\"",
+                        "",
+                        printable(&name),
+                        text(&value)
+                    );
                 }
                 // It may have gone since it was listed, or not be ours to read.
                 Err(XenStoreError::Refused(error)) => {

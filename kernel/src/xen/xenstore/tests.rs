@@ -227,14 +227,14 @@ fn watches_tell_of_changes_until_dropped() {
     let rig = rig();
     block_on(async {
         let mut watch = rig.store.watch("dev").await.unwrap();
-        assert_eq!(watch.next().await.unwrap(), "dev");
+        assert_eq!(watch.changed().await.unwrap(), "dev");
         rig.store.write("other", b"").await.unwrap();
         for _ in 0..3 {
             rig.store.write("dev/state", b"4").await.unwrap();
         }
-        assert_eq!(watch.next().await.unwrap(), "dev/state");
+        assert_eq!(watch.changed().await.unwrap(), "dev/state");
         rig.store.write("dev/x", b"").await.unwrap();
-        assert_eq!(watch.next().await.unwrap(), "dev/x", "one event for the three");
+        assert_eq!(watch.changed().await.unwrap(), "dev/x", "one event for the three");
         drop(watch);
         rig.store.write("dev/state", b"5").await.unwrap();
     });
@@ -274,12 +274,12 @@ fn a_lying_index_fails_everybody() {
     let rig = rig();
     block_on(async {
         let mut watch = rig.store.watch("b").await.unwrap();
-        watch.next().await.unwrap();
+        watch.changed().await.unwrap();
         let prod = janus_proto::abi::xen_io::xs_wire::RSP_PROD / 4;
         rig.page[prod].fetch_add(5000, core::sync::atomic::Ordering::SeqCst);
         rig.store.interrupt();
         let lost = Err(XenStoreError::Ring(ByteRingError::Index));
-        assert_eq!(watch.next().await, lost);
+        assert_eq!(watch.changed().await, lost);
         assert_eq!(rig.store.read("a").await.map(drop), lost.map(drop));
     });
 }

@@ -1,4 +1,5 @@
 //! The disk driver over fake Xen, against a small honest backend and against lies.
+#![expect(clippy::cast_possible_truncation, reason = "test values are small")]
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -145,7 +146,6 @@ fn details(persistent: bool, indirect_segments: u16) -> Details {
 
 struct Rig {
     xen: &'static FakeXen,
-    port: Port,
     front: Blkfront,
     back: TestBack,
     grave: Grave,
@@ -154,7 +154,6 @@ struct Rig {
 fn rig(details: Details, ring_order: u32) -> Rig {
     let xen = FakeXen::new();
     let setup = Setup::new(hal_of(xen), PEER, Offer { ring_order }).unwrap();
-    let port = setup.port();
     let ring = xen.map_all(PEER, &setup.refs, GrantAccess::ReadWrite).unwrap();
     let back = TestBack {
         xen,
@@ -167,7 +166,7 @@ fn rig(details: Details, ring_order: u32) -> Rig {
     };
     let grave = Grave::default();
     let front = setup.connect(details, 51712, grave.clone());
-    Rig { xen, port, front, back, grave }
+    Rig { xen, front, back, grave }
 }
 
 impl Rig {

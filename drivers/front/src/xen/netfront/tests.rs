@@ -1,5 +1,9 @@
 //! The card's driver over fake Xen, against a small honest backend and against lies.
-#![expect(clippy::cast_possible_truncation, reason = "small numbers of the test's own")]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "small numbers of the test's own"
+)]
 
 use std::sync::atomic::Ordering;
 
@@ -13,6 +17,7 @@ use crate::fake::{FakeXen, Mapping, hal_of};
 const PEER: DomId = DomId(3);
 const MAC: [u8; 6] = [0, 0x16, 0x3e, 1, 2, 3];
 
+#[expect(clippy::fn_params_excessive_bools, reason = "the two features that the tests vary")]
 fn offer(scatter_gather: bool, split: bool) -> Offer {
     Offer {
         mac: MAC,
@@ -391,9 +396,9 @@ proptest! {
         split in any::<bool>(),
     ) {
         let mut rig = rig(offer(true, split));
-        let mut expected = std::collections::VecDeque::new();
+        let mut expected = VecDeque::new();
         let mut unanswered: Vec<(Vec<u16>, bool)> = Vec::new();
-        let mut received = std::collections::VecDeque::new();
+        let mut received = VecDeque::new();
         for (what, len, pick) in work {
             match what {
                 0 | 1 => {
