@@ -86,8 +86,8 @@ mod guest {
             outputs |= TO_DEBUGCON;
         }
         if inb(COM1 + 5) != 0xff {
-            // 115200 baud, 8n1, FIFOs on, no interrupts.
-            for (offset, value) in [(1, 0), (3, 0x80), (0, 1), (1, 0), (3, 3), (2, 7), (4, 3)] {
+            // 115200 baud, 8n1, no interrupts. The FIFOs stay as they are: switching them clears what was typed.
+            for (offset, value) in [(1, 0), (3, 0x80), (0, 1), (1, 0), (3, 3), (4, 3)] {
                 outb(COM1 + offset, value);
             }
             outputs |= TO_COM1;

@@ -5,6 +5,7 @@
 #![expect(unsafe_code, reason = "port I/O")]
 
 use alloc::boxed::Box;
+use alloc::collections::VecDeque;
 
 use janus_front::class::ConsoleDevice;
 
@@ -33,6 +34,8 @@ const FIFO_ON: u8 = 0b111;
 const MODEM_INTERRUPTS: u8 = 0b1011;
 /// Bytes in the transmit FIFO.
 const FIFO_BYTES: usize = 16;
+/// Bytes that are taken out of the port before its FIFOs are switched on.
+const TYPED_AHEAD: usize = 1024;
 /// Looks at the line status before output is taken for stuck.
 const PATIENCE: u32 = 100_000;
 
@@ -40,6 +43,8 @@ const PATIENCE: u32 = 100_000;
 #[derive(Debug)]
 pub struct Uart {
     base: u16,
+    /// What was typed before the FIFOs were switched on, which clears the receiver.
+    typed_ahead: VecDeque<u8>,
 }
 
 impl Uart {
@@ -49,7 +54,7 @@ impl Uart {
     /// At `base` is a 16550, or nothing, and nobody else drives it.
     #[must_use]
     pub unsafe fn probe(base: u16) -> Option<Self> {
-        let uart = Self { base };
+        let mut uart = Self { base, typed_ahead: VecDeque::new() };
         let values = [0x5a, 0xa5];
         if values.iter().any(|value| {
             uart.write_register(SCRATCH, *value);
@@ -57,11 +62,25 @@ impl Uart {
         }) {
             return None;
         }
-        uart.write_register(FIFO_CONTROL, FIFO_ON);
         uart.write_register(MODEM_CONTROL, MODEM_INTERRUPTS);
+        while uart.typed_ahead.len() < TYPED_AHEAD && uart.is_ready() {
+            let byte = uart.read_register(DATA);
+            uart.typed_ahead.push_back(byte);
+        }
+        uart.write_register(FIFO_CONTROL, FIFO_ON);
+        // Read even if nothing is there: QEMU passes on what it holds back for us only after a read, and
+        // clearing may have taken the byte whose reading it waits for.
+        let ready = uart.is_ready();
+        let byte = uart.read_register(DATA);
+        if ready {
+            uart.typed_ahead.push_back(byte);
+        }
         Some(uart)
     }
 
+    fn is_ready(&self) -> bool {
+        self.read_register(LINE_STATUS) & LINE_DATA_READY != 0
+    }
     fn read_register(&self, register: u16) -> u8 {
         // SAFETY: a register of this port (`probe`'s contract); reading has no effect on memory.
         unsafe { inb(self.base + register) }
@@ -90,10 +109,11 @@ impl ConsoleDevice for Uart {
     fn read(&mut self, buf: &mut [u8]) -> usize {
         let mut count = 0;
         for slot in buf {
-            if self.read_register(LINE_STATUS) & LINE_DATA_READY == 0 {
-                break;
-            }
-            *slot = self.read_register(DATA);
+            *slot = match self.typed_ahead.pop_front() {
+                Some(byte) => byte,
+                None if self.is_ready() => self.read_register(DATA),
+                None => break,
+            };
             count += 1;
         }
         count
