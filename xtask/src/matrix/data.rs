@@ -183,7 +183,7 @@ const fn default_memory() -> u32 {
     128
 }
 const fn default_timeout() -> u64 {
-    20
+    30
 }
 
 /// One test on one row.
