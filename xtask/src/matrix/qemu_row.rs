@@ -171,7 +171,10 @@ pub(crate) fn run_as_dom0(
     process.kill();
     process.console.finished(Instant::now() + Duration::from_secs(2));
     outcome.console = process.console.text();
-    outcome.code = super::judge::reported_exit(&outcome.console);
+    // A dom0 that Xen itself ended had no chance to report.
+    let crashed = ["Domain 0 crashed", "Hardware Dom0 crashed"];
+    outcome.code = super::judge::reported_exit(&outcome.console)
+        .or_else(|| crashed.iter().any(|text| outcome.console.contains(text)).then_some(6));
     Ok(outcome)
 }
 
