@@ -1,5 +1,6 @@
 //! Clocks and timers.
 
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use janus_kernel::{guest_test, task, time};

@@ -1,5 +1,6 @@
 //! Tasks, fibers, and the idle loop.
 
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use janus_kernel::{guest_test, task, time};

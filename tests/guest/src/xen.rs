@@ -2,6 +2,7 @@
 // UNSAFETY: grants a page to another domain.
 #![expect(unsafe_code, reason = "a granted page's contract is the caller's")]
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
