@@ -61,12 +61,12 @@ pub fn command_line() -> &'static str {
 /// ```
 /// use janus_kernel::power::ExitStatus;
 ///
-/// async fn main() -> ExitStatus {
+/// async fn hello() -> ExitStatus {
 ///     janus_kernel::println!("hello");
 ///     ExitStatus::PowerOff(0)
 /// }
 ///
-/// janus_kernel::entry!(main);
+/// janus_kernel::entry!(hello);
 /// ```
 #[macro_export]
 macro_rules! entry {
