@@ -5,6 +5,8 @@
 //! the guest, [`storage`] what a disk is made of, and [`xenbus`] plugs devices in and out.
 
 pub mod blkback;
+pub mod engine;
+pub mod machine;
 pub mod memory;
 pub mod netback;
 pub mod storage;

@@ -1,0 +1,3 @@
+//! The machine that guests are given: its memory.
+
+pub mod ram;

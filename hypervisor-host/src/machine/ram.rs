@@ -1,0 +1,168 @@
+//! A guest's memory: one sealed file in memory, whose pages are its machine frames.
+//!
+//! The file is mapped here once and whole, and in the guest's processes page by page. To us it is always atomics: the
+//! guest may write any of it at any time. Machine frame numbers start at [`FIRST_FRAME`], so that one mistaken for a
+//! pseudo-physical frame is noticed; frames beyond the guest's own (shared info, grant table) come behind them.
+// UNSAFETY: maps memory and makes slices of it.
+#![expect(unsafe_code, reason = "the guest's memory is a mapping")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use janus_proto::addr::{Mfn, PAGE_SIZE};
+
+/// The first machine frame of every guest: 4 GiB.
+pub const FIRST_FRAME: Mfn = Mfn(0x10_0000);
+
+/// The memory of one guest.
+#[derive(Debug)]
+pub struct Ram {
+    file: File,
+    base: NonNull<u8>,
+    frames: u64,
+}
+
+// SAFETY: the memory is only handed out as atomics and lives as long as `Ram`.
+unsafe impl Send for Ram {}
+// SAFETY: as above.
+unsafe impl Sync for Ram {}
+
+impl Ram {
+    /// Makes memory of so many frames, all zero; none is used on the host until it is touched.
+    ///
+    /// # Errors
+    /// The host has no memory, or no `memfd_create`.
+    pub fn new(frames: u64) -> io::Result<Self> {
+        let too_much =
+            || io::Error::new(io::ErrorKind::InvalidInput, "that much memory has no address");
+        let bytes = frames.checked_mul(PAGE_SIZE as u64).ok_or_else(too_much)?;
+        let length = usize::try_from(bytes).map_err(|_| too_much())?;
+        // SAFETY: the name is a C string; the call touches no memory of ours.
+        let fd = unsafe {
+            libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)
+        };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: `fd` was just made and belongs to nobody else.
+        let file = unsafe { File::from_raw_fd(fd) };
+        file.set_len(bytes)?;
+        // SAFETY: `fd` is a file that we own; nobody can change its size from here on.
+        let sealed = unsafe {
+            libc::fcntl(
+                file.as_raw_fd(),
+                libc::F_ADD_SEALS,
+                libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL,
+            )
+        };
+        if sealed != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: a new mapping at an address that the kernel chooses.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                length.max(PAGE_SIZE),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_NORESERVE,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(base.cast()).ok_or_else(io::Error::last_os_error)?;
+        Ok(Self { file, base, frames })
+    }
+
+    /// How many frames there are.
+    #[must_use]
+    pub fn frames(&self) -> u64 {
+        self.frames
+    }
+
+    /// The file itself, to map it elsewhere.
+    #[must_use]
+    pub fn file(&self) -> BorrowedFd<'_> {
+        std::os::fd::AsFd::as_fd(&self.file)
+    }
+
+    /// Where a frame is in the file, in bytes; `None`: this guest has no such frame.
+    #[must_use]
+    pub fn offset(&self, frame: Mfn) -> Option<u64> {
+        let index = frame.0.checked_sub(FIRST_FRAME.0).filter(|index| *index < self.frames)?;
+        Some(index * PAGE_SIZE as u64)
+    }
+
+    /// A frame as 512 words, each read or written in one piece; `None`: this guest has no such frame.
+    #[must_use]
+    pub fn frame(&self, frame: Mfn) -> Option<&[AtomicU64; 512]> {
+        let offset = usize::try_from(self.offset(frame)?).ok()?;
+        // SAFETY: `offset` is inside the mapping, a multiple of the page size; the file cannot shrink; the mapping
+        // lives as long as `self`; atomics may be changed by others.
+        Some(unsafe { self.base.add(offset).cast().as_ref() })
+    }
+
+    /// `count` frames, one behind the other, as words of 32 bits; `None`: this guest does not have them all.
+    #[must_use]
+    pub fn words(&self, frame: Mfn, count: u64) -> Option<&[AtomicU32]> {
+        let offset = self.offset(frame)?;
+        let bytes = count.checked_mul(PAGE_SIZE as u64)?;
+        if offset.checked_add(bytes)? > self.frames * PAGE_SIZE as u64 {
+            return None;
+        }
+        let (offset, words) = (usize::try_from(offset).ok()?, usize::try_from(bytes / 4).ok()?);
+        // SAFETY: as in `frame`, and the whole range was checked.
+        Some(unsafe { std::slice::from_raw_parts(self.base.add(offset).cast().as_ptr(), words) })
+    }
+}
+
+impl Drop for Ram {
+    fn drop(&mut self) {
+        let length = usize::try_from(self.frames).map_or(0, |frames| frames * PAGE_SIZE);
+        // SAFETY: the mapping of `new`; all that was handed out borrowed `self`.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), length.max(PAGE_SIZE)) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering::Relaxed;
+
+    use super::*;
+
+    #[test]
+    fn frames_are_where_the_file_has_them() {
+        let ram = Ram::new(4).unwrap();
+        let second = Mfn(FIRST_FRAME.0 + 1);
+        ram.frame(second).unwrap()[0].store(0x0807_0605_0403_0201, Relaxed);
+        let mut bytes = [0; 8];
+        std::os::unix::fs::FileExt::read_exact_at(
+            &ram.file,
+            &mut bytes,
+            ram.offset(second).unwrap(),
+        )
+        .unwrap();
+        assert_eq!(bytes, [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(ram.words(second, 3).unwrap()[0].load(Relaxed), 0x0403_0201);
+    }
+
+    #[test]
+    fn what_is_not_there_is_not_given() {
+        let ram = Ram::new(4).unwrap();
+        for frame in [0, FIRST_FRAME.0 - 1, FIRST_FRAME.0 + 4, u64::MAX] {
+            assert!(ram.frame(Mfn(frame)).is_none());
+        }
+        assert!(ram.words(FIRST_FRAME, 5).is_none() && ram.words(FIRST_FRAME, u64::MAX).is_none());
+    }
+
+    #[test]
+    fn the_file_is_sealed() {
+        let ram = Ram::new(1).unwrap();
+        assert!(ram.file.set_len(0).is_err() && ram.file.set_len(1 << 20).is_err());
+    }
+}
