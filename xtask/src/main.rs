@@ -21,6 +21,7 @@ mod symbols;
 mod test;
 mod tidy;
 mod toolchain;
+mod vmm;
 
 use std::process::ExitCode;
 
@@ -36,9 +37,9 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Builds the guest image and prints where it is.
+    /// Builds the guest image, or the VMM, and prints where it is.
     Build {
-        /// The package to build.
+        /// The package to build: a guest image's, or `janus` for the VMM.
         #[arg(default_value = guest::DEFAULT_IMAGE)]
         package: String,
     },
@@ -78,6 +79,9 @@ fn tidy(fix: bool) -> anyhow::Result<ExitCode> {
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
+        Task::Build { package } if package == vmm::PACKAGE => {
+            vmm::build().map(|file| println!("{}", file.display())).map(|()| ExitCode::SUCCESS)
+        }
         Task::Build { package } => guest::build(&package)
             .map(|elf| println!("{}", elf.display()))
             .map(|()| ExitCode::SUCCESS),

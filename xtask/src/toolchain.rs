@@ -95,8 +95,8 @@ impl Pair {
         matches!((numbers.next(), numbers.next()), (Some(Ok(1)), Some(Ok(minor))) if minor >= 95)
     }
 
-    fn has_target(&self) -> bool {
-        let Some(dir) = self.print(&["--print", "target-libdir", "--target", TARGET]) else {
+    fn has_target(&self, target: &str) -> bool {
+        let Some(dir) = self.print(&["--print", "target-libdir", "--target", target]) else {
             return false;
         };
         std::fs::read_dir(dir).is_ok_and(|mut entries| {
@@ -188,7 +188,7 @@ pub(crate) fn find() -> Result<Toolchain> {
     let wanted = |way| forced.is_none_or(|forced| forced == way);
     let active = Pair::active()?;
 
-    if wanted(Way::Installed) && active.has_target() {
+    if wanted(Way::Installed) && active.has_target(TARGET) {
         return active.toolchain(false);
     }
     if wanted(Way::BuildStd) {
@@ -199,7 +199,8 @@ pub(crate) fn find() -> Result<Toolchain> {
         }
     }
     let may_install = std::env::var_os("JANUS_NO_INSTALL").is_none();
-    if wanted(Way::Rustup) && may_install && rustup_target_add() && active.has_target() {
+    if wanted(Way::Rustup) && may_install && rustup_target_add(TARGET) && active.has_target(TARGET)
+    {
         return active.toolchain(false);
     }
     if wanted(Way::BuildStd) && packages::may_install() {
@@ -215,16 +216,39 @@ pub(crate) fn find() -> Result<Toolchain> {
     )
 }
 
-fn rustup_target_add() -> bool {
+/// Whether the toolchain that runs this tool has the libraries of `target`.
+pub(crate) fn host_has_target(target: &str) -> bool {
+    Pair::active().is_ok_and(|active| active.has_target(target))
+}
+
+/// Adds `target` to the toolchain that runs this tool, if that is rustup's and installing is allowed.
+pub(crate) fn host_target_add(target: &str) -> bool {
+    std::env::var_os("JANUS_NO_INSTALL").is_none()
+        && rustup_target_add(target)
+        && host_has_target(target)
+}
+
+/// `cargo` for the host, with the compiler that belongs to it.
+///
+/// # Errors
+/// There is no cargo, or no rustc.
+pub(crate) fn host_cargo() -> Result<Command> {
+    let active = Pair::active()?;
+    let mut command = clean_command(&active.cargo);
+    command.env("RUSTC", &active.rustc).current_dir(paths::root());
+    Ok(command)
+}
+
+fn rustup_target_add(target: &str) -> bool {
     let Some(rustup) = paths::program(&["rustup"]) else {
         return false;
     };
-    eprintln!("janus: rustup target add {TARGET}");
+    eprintln!("janus: rustup target add {target}");
     let mut command = clean_command(&rustup);
     if let Some(toolchain) = std::env::var_os("RUSTUP_TOOLCHAIN") {
         command.env("RUSTUP_TOOLCHAIN", toolchain);
     }
-    command.args(["target", "add", TARGET]).status().is_ok_and(|status| status.success())
+    command.args(["target", "add", target]).status().is_ok_and(|status| status.success())
 }
 
 #[cfg(test)]
