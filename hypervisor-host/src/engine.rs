@@ -85,7 +85,12 @@ pub trait Vcpu: Send {
     /// the former one may be kept for when it comes back, and is then still told of by [`Vcpu::unmap`].
     fn switch(&mut self, root: Mfn);
 
-    /// What ends a [`Vcpu::run`] of this CPU from elsewhere.
+    /// From here on a run ends with [`Exit::Kicked`] once `CLOCK_MONOTONIC` reaches so many nanoseconds; `None`: none
+    /// does. At once if that has passed. It lets the thread that waits for the guest be the guest's timer as well.
+    fn set_deadline(&mut self, nanoseconds: Option<u64>);
+
+    /// What ends a [`Vcpu::run`] of this CPU from elsewhere. A kick between two runs ends the second one, or at the
+    /// latest when the guest would enter it: none is lost.
     fn kicker(&self) -> Arc<dyn Kicker>;
 
     /// The FPU state in the XSAVE layout (standard form), for reports and debuggers.
@@ -97,8 +102,8 @@ pub trait Vcpu: Send {
 
 /// Makes a CPU stop running the guest.
 pub trait Kicker: Send + Sync + fmt::Debug {
-    /// The CPU's run ends soon with [`Exit::Kicked`] (or with what happened before). Does nothing lasting to a CPU
-    /// that is not running: whoever kicks has first written down why.
+    /// The CPU's run ends soon with [`Exit::Kicked`] (or with what happened before). On a CPU that is about to run it
+    /// ends the next run: whoever kicks has first written down why, but the CPU may have looked before that.
     fn kick(&self);
     /// Ends the guest's part of the engine for good; a run in progress ends with an error. Always works.
     fn kill(&self);

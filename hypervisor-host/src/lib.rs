@@ -9,6 +9,7 @@ pub mod engine;
 pub mod machine;
 pub mod memory;
 pub mod netback;
+pub mod pv;
 pub mod storage;
 pub mod xenbus;
 pub mod xenstored;

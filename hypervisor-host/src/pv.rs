@@ -1,0 +1,12 @@
+//! Xen's interface for paravirtualised guests, on any [engine](crate::engine): what makes a process a domain.
+//!
+//! [`domain::Domain`] is the domain as everybody around it sees it: backends bind event channels and map grants, a
+//! toolstack starts it and waits for its end. `run` gives each virtual CPU a thread that goes from exit to exit;
+//! `hypercall` is the one table of calls. Layouts and numbers are in `janus_proto::abi::xen`; the order of checks and
+//! the answers are those of Xen 4.17.
+
+pub mod domain;
+pub mod events;
+pub mod grant;
+pub mod report;
+pub(crate) mod vcpu_info;
