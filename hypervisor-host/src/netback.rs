@@ -42,12 +42,31 @@ pub struct Frame {
     pub gso: Option<Gso>,
 }
 
+/// What the guest's end of a card can take, beyond plain frames of up to 1514 bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Accepts {
+    /// Frames of several pages.
+    pub long: bool,
+    /// Frames whose TCP or UDP checksum is not filled in (the sum over the pseudo header is).
+    pub checksum_blank: bool,
+    /// TCP over IPv4 to be cut, up to 64 KiB.
+    pub gso_tcpv4: bool,
+}
+
 /// What a card is plugged into.
 pub trait NetBackend {
     /// Takes a frame from the guest.
     fn send(&mut self, frame: Frame);
     /// Gives a frame for the guest.
     fn receive(&mut self) -> Option<Frame>;
+    /// A guest was connected, perhaps after another one: what it can take.
+    fn connected(&mut self, _accepts: Accepts) {}
+    /// A buffer for the next frame of the guest, of any length and content.
+    fn buffer(&mut self) -> Vec<u8> {
+        Vec::new()
+    }
+    /// Takes back the buffer of a frame that was delivered.
+    fn recycle(&mut self, _bytes: Vec<u8>) {}
 }
 
 type Queue = Arc<Mutex<VecDeque<Frame>>>;
@@ -230,11 +249,16 @@ impl<G: GrantMapper, N: NetBackend> Netback<G, N> {
     ///
     /// # Errors
     /// A ring cannot be mapped, or is nonsense.
-    pub fn connect(mapper: G, net: N, frontend: Frontend) -> Result<Self, NetbackError> {
+    pub fn connect(mapper: G, mut net: N, frontend: Frontend) -> Result<Self, NetbackError> {
         let map = |ring| mapper.map(&[ring], Access::ReadWrite).map_err(NetbackError::Map);
         let tx = Back::attach(map(frontend.tx_ring)?).map_err(NetbackError::Ring)?;
         let rx = Back::attach(map(frontend.rx_ring)?).map_err(NetbackError::Ring)?;
         let (staged, pages) = (None, VecDeque::new());
+        net.connected(Accepts {
+            long: frontend.sg,
+            checksum_blank: frontend.checksum_offload,
+            gso_tcpv4: frontend.sg && frontend.gso_tcpv4 && frontend.checksum_offload,
+        });
         Ok(Self { tx, rx, mapper, net, frontend, staged, pages, dropped: 0 })
     }
 
@@ -325,7 +349,7 @@ impl<G: GrantMapper, N: NetBackend> Netback<G, N> {
     }
 
     /// The bytes of a frame; `None`: its sizes do not add up, or a page is not granted.
-    fn gather(&self, slots: &[TxSlot]) -> Option<Vec<u8>> {
+    fn gather(&mut self, slots: &[TxSlot]) -> Option<Vec<u8>> {
         let data = || {
             slots.iter().filter_map(|slot| match slot {
                 TxSlot::Data(request) => Some(request),
@@ -339,7 +363,8 @@ impl<G: GrantMapper, N: NetBackend> Netback<G, N> {
         if !(ETHERNET_HEADER..=MAX_TX_SIZE as usize).contains(&total) {
             return None;
         }
-        let mut frame = vec![0; total];
+        let mut frame = self.net.buffer();
+        frame.resize(total, 0);
         let mut rest = frame.as_mut_slice();
         for (index, request) in data().enumerate() {
             let len = if index == 0 { own } else { usize::from(request.size) };
@@ -377,6 +402,7 @@ impl<G: GrantMapper, N: NetBackend> Netback<G, N> {
             || slots > NR_SLOTS_MIN;
         if unwanted {
             self.dropped += 1;
+            self.net.recycle(frame.bytes);
             return Ok(true);
         }
         while self.pages.len() < slots {
@@ -389,6 +415,7 @@ impl<G: GrantMapper, N: NetBackend> Netback<G, N> {
             }
         }
         self.scatter(&frame)?;
+        self.net.recycle(frame.bytes);
         Ok(true)
     }
 
