@@ -1,9 +1,10 @@
 //! Hypercalls: the instruction, and one typed wrapper for each call the kernel makes.
 //!
-//! This is the only place with the `syscall` of a PV guest or the `vmcall`/`vmmcall` of a PVH guest.
-//! Which one is decided once by [`init`], by the door and the CPU's vendor; a hypercall page is not
-//! needed for either (`xen/include/public/arch-x86/xen-x86_64.h`: number in rax, arguments in rdi,
-//! rsi, rdx, r10, r8, result in rax; a PV call loses rcx and r11).
+//! This is the only place with the hypercalls of a PV guest or the `vmcall`/`vmmcall` of a PVH guest.
+//! Which is decided once by [`init`], by the door and the CPU's vendor
+//! (`xen/include/public/arch-x86/xen-x86_64.h`: number in rax, arguments in rdi, rsi, rdx, r10, r8,
+//! result in rax). A PV guest calls the hypercall page, which its host fills with the fastest way in
+//! that it has: `syscall` under Xen, where a call loses rcx and r11; a plain jump in a process.
 //!
 //! Wrappers are safe where the call cannot break memory safety whatever its arguments (Xen copies and
 //! checks them); those that change what memory means (page tables, p2m, descriptor tables) are
@@ -12,7 +13,7 @@
 #![expect(unsafe_code, reason = "the hypercall instruction, and pointers handed to the hypervisor")]
 
 use core::arch::asm;
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use janus_proto::abi::xen::sched::{SchedOp, Shutdown, ShutdownReason};
 use janus_proto::abi::xen::vcpu::{SetSingleshotTimer, SingleshotFlags, VcpuOp};
@@ -29,19 +30,33 @@ pub mod memory;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Method {
-    /// PV: the `syscall` instruction.
-    Syscall = 1,
+    /// PV: a call of the hypercall page.
+    Page = 1,
     /// HVM and PVH on Intel CPUs.
     Vmcall = 2,
     /// HVM and PVH on AMD and Hygon CPUs.
     Vmmcall = 3,
 }
 
+/// Bytes of one call's entry in the hypercall page.
+const PAGE_ENTRY: u64 = 32;
+
 static METHOD: AtomicU8 = AtomicU8::new(0);
+/// Address of the hypercall page, for [`Method::Page`].
+static PAGE: AtomicU64 = AtomicU64::new(0);
 
 /// Chooses the instruction; called once, before any other function of this module.
 pub fn init(method: Method) {
     METHOD.store(method as u8, Ordering::Relaxed);
+}
+
+/// Chooses the hypercall page at `page`; called once, before any other function of this module.
+///
+/// # Safety
+/// A hypervisor has filled that page, and it is executable.
+pub unsafe fn init_page(page: u64) {
+    PAGE.store(page, Ordering::Relaxed);
+    init(Method::Page);
 }
 
 /// Whether [`init`] was called: there is a Xen underneath.
@@ -71,23 +86,27 @@ pub unsafe fn call(number: Hypercall, args: [u64; 5]) -> Result {
 #[inline]
 unsafe fn raw(number: Hypercall, [a1, a2, a3, a4, a5]: [u64; 5]) -> i64 {
     macro_rules! enter {
-        ($instruction:literal) => {{
+        ($instruction:literal $(, $entry:ident)?) => {{
             let result: i64;
             // SAFETY: the registers are the ABI's; a debug Xen loses the arguments and a PV call also rcx
-            // and r11, so all of them are outputs; memory is clobbered (no `nomem`); the stack is not used.
+            // and r11, so all of them are outputs; memory and stack are clobbered (neither `nomem` nor
+            // `nostack`); `init_page` vouches for the page.
             unsafe {
                 asm!($instruction,
+                    $($entry = in(reg) $entry,)?
                     inlateout("rax") number.0 => result,
                     inlateout("rdi") a1 => _, inlateout("rsi") a2 => _, inlateout("rdx") a3 => _,
                     inlateout("r10") a4 => _, inlateout("r8") a5 => _,
-                    lateout("rcx") _, lateout("r11") _,
-                    options(nostack));
+                    lateout("rcx") _, lateout("r11") _);
             }
             result
         }};
     }
     match METHOD.load(Ordering::Relaxed) {
-        1 => enter!("syscall"),
+        1 => {
+            let entry = PAGE.load(Ordering::Relaxed) + number.0 * PAGE_ENTRY;
+            enter!("call {entry}", entry)
+        }
         2 => enter!("vmcall"),
         3 => enter!("vmmcall"),
         // No hypervisor: what Xen would say of an unknown call.

@@ -11,19 +11,21 @@ use janus_proto::abi::xen::sched::ShutdownReason;
 use janus_proto::addr::Mfn;
 
 use super::xen_clock;
-use crate::hypercall::{self, Method};
+use crate::hypercall;
 use crate::irq::evtchn;
 use crate::mm::paging::{MapError, pv};
 use crate::power::ExitStatus;
 use crate::xen::shared_info::{self, SHARED_INFO};
 
 /// Makes hypercalls work and maps the shared page, over the page of the image kept for it: events can
-/// be masked and time read from here on. The first act under PV; needs no memory.
+/// be masked and time read from here on. The first act under PV; needs no memory. `hypercall_page` is the address of
+/// the page that the image's note names.
 ///
 /// # Errors
 /// Xen refused the mapping.
-pub(crate) fn init(start: &StartInfo) -> Result<(), MapError> {
-    hypercall::init(Method::Syscall);
+pub(crate) fn init(start: &StartInfo, hypercall_page: u64) -> Result<(), MapError> {
+    // SAFETY: the caller names the page that Xen has filled, and the builder maps the image executable.
+    unsafe { hypercall::init_page(hypercall_page) };
     let va = core::ptr::from_ref(&SHARED_INFO).expose_provenance();
     // SAFETY: the page is only seen as atomics, and is in the state the memory before it was in: masked.
     unsafe { pv::map_machine_early(va, Mfn(start.shared_info >> 12)) }?;

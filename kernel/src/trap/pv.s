@@ -106,16 +106,12 @@ pv_exit_unmasked:
 pv_exit_end:
     jmp pv_event_again
 
-# struct iret_context on the stack: rax, r11, rcx, flags, then the frame as Xen made it.
+# struct iret_context on the stack: rax, r11, rcx, flags, then the frame as Xen made it. The hypercall
+# page's entry for iret pushes the registers itself, and is jumped to.
 pv_exit_by_xen:
     PV_POP_REGISTERS
     push 0
-    push rcx
-    push r11
-    push rax
-    mov eax, HYPERVISOR_IRET
-    syscall
-    ud2
+    jmp hypercall_page + 32 * HYPERVISOR_IRET
 .size pv_event_callback, . - pv_event_callback
 
 # Xen could not return to the kernel: a segment or address in the frame was bad. Frame: rcx, r11, ds,

@@ -15,7 +15,8 @@ use crate::{logger, trap};
 /// The boot CPU and memory of a PV guest.
 pub(crate) fn start_pv(info: &BootInfo) {
     let Protocol::XenPv(start) = &info.protocol else { fail("Xen PV", "no start_info") };
-    xen_pv::init(start).unwrap_or_else(|error| fail("shared info page", error));
+    let page = janus_boot::image::Image::hypercall_page();
+    xen_pv::init(start, page).unwrap_or_else(|error| fail("shared info page", error));
     trap::pv::init().unwrap_or_else(|error| fail("trap table", error));
     if let Some(cpu) = percpu::prepare(CpuId(0)) {
         let base = cpu.expose_provenance() as u64;

@@ -40,13 +40,13 @@ pub(crate) struct TestArguments {
     #[arg(long, value_enum)]
     level: Vec<Level>,
     /// Only these rows of the matrix (implies `--level matrix`).
-    #[arg(long)]
+    #[arg(long, value_delimiter = ',')]
     row: Vec<String>,
     /// Only these groups of the matrix (implies `--level matrix`).
-    #[arg(long)]
+    #[arg(long, value_delimiter = ',')]
     group: Vec<String>,
     /// Only tests of the matrix with this in their name (implies `--level matrix`).
-    #[arg(long)]
+    #[arg(long, value_delimiter = ',')]
     name: Vec<String>,
     /// Also writes the results to this file.
     #[arg(long, value_name = "FILE")]
@@ -117,7 +117,13 @@ fn guests(arguments: &TestArguments, results: &Results) -> Result<()> {
         groups: arguments.group.clone(),
         names: arguments.name.clone(),
     };
-    let images = guest::build_all(&matrix::images(&matrix, &selection))?;
+    let wanted = matrix::images(&matrix, &selection);
+    if wanted.is_empty() {
+        anyhow::bail!(
+            "no test matches these rows, groups and names (see tests/matrix.toml, or --list without them)"
+        );
+    }
+    let images = guest::build_all(&wanted)?;
     for (package, image) in &images {
         println!("image {package}: sha256 {}", disk::sha256(image)?);
     }
