@@ -3,8 +3,9 @@
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU16, Ordering};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 
 /// A machine type of QEMU, run by TCG: the only accelerator that is everywhere the same.
@@ -163,12 +164,27 @@ pub(crate) fn exit_code(status: std::process::ExitStatus) -> Option<u8> {
 
 /// `wanted` if it is free on this machine's loopback, or another port that is.
 ///
+/// Not one of the system's choice: until QEMU takes it, the system could give it to somebody's connection.
+///
 /// # Errors
 /// There is no free port.
 pub(crate) fn free_port(wanted: u16) -> Result<u16> {
-    let listener = TcpListener::bind(("127.0.0.1", wanted))
-        .or_else(|_| TcpListener::bind(("127.0.0.1", 0)))?;
-    Ok(listener.local_addr()?.port())
+    /// Ports that no system hands out by itself (Linux: 32768 and up).
+    const OURS: std::ops::Range<u16> = 20_000..32_000;
+    static TAKEN: AtomicU16 = AtomicU16::new(0);
+    let count = OURS.end - OURS.start;
+    // Another process begins elsewhere; within this one no port is answered twice.
+    let first = u16::try_from(std::process::id() % u32::from(count)).unwrap_or(0);
+    let ours = (0..count).map(|_| {
+        let next = u32::from(first) + u32::from(TAKEN.fetch_add(1, Ordering::Relaxed));
+        OURS.start + u16::try_from(next % u32::from(count)).unwrap_or(0)
+    });
+    (wanted != 0)
+        .then_some(wanted)
+        .into_iter()
+        .chain(ours)
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .context("no free port on 127.0.0.1")
 }
 
 #[cfg(test)]

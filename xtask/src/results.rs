@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+/// Failures that are told in full once more at the end; of the others the first line.
+const DETAILED: usize = 6;
+
 /// How a test ended; the words are the guest's own (`kernel/src/test/outcome.rs`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -167,9 +170,13 @@ impl Results {
         for (name, (passed, failed, skipped, seconds)) in rows {
             println!("{name:<14} {passed:>7} {failed:>7} {skipped:>8} {seconds:>9.1}");
         }
-        let unwell: Vec<&Entry> =
-            entries.iter().filter(|e| e.outcome != Outcome::Success).collect();
-        for entry in &unwell {
+        // The end of the output is what a forge shows of it: so all that is known stands here once more.
+        let unwell = entries.iter().filter(|e| e.outcome != Outcome::Success);
+        for entry in unwell.clone().filter(|e| e.outcome != Outcome::Skip).take(DETAILED) {
+            println!("\n{} {}: {}", entry.row, entry.name, entry.detail.trim_end());
+        }
+        println!();
+        for entry in unwell {
             let first = entry.detail.lines().next().unwrap_or_default();
             println!("{:<8} {} {}: {first}", entry.outcome.word(), entry.row, entry.name);
         }

@@ -35,7 +35,7 @@ pub(crate) fn reports(console: &str) -> impl Iterator<Item = serde_json::Value> 
 
 /// Whether `run` is what `case` asks for, and if not, why; `expect` has its placeholders filled in.
 pub(crate) fn judge(case: &Case, expect: &[String], run: &Run) -> (Outcome, String) {
-    let last = console::tail(&run.console, 14);
+    let last = console::tail(&run.console, 25);
     if let Some(trouble) = &run.trouble {
         return (Outcome::Failure, format!("{trouble}; last lines:{last}"));
     }

@@ -39,17 +39,57 @@ fn sums(text: &str) -> (u32, u32, u32) {
     sums
 }
 
+/// Lines of a failed program's output that are told with it.
+const TOLD_LINES: usize = 40;
+
+/// What went wrong, out of a failed program's two outputs: the names of failed tests, and what they printed
+/// (a panic's message, proptest's minimal input), or else the last lines.
+fn failures(out: &str, errors: &str) -> String {
+    let names: Vec<&str> = out
+        .lines()
+        .filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"))
+        .collect();
+    // libtest prints what a failed test printed under `---- NAME stdout ----`, after all tests.
+    let mut printed = Vec::new();
+    let mut inside = false;
+    for line in out.lines() {
+        inside = match line {
+            _ if line.starts_with("---- ") => true,
+            "failures:" => false,
+            _ => inside && !line.starts_with("test result: "),
+        };
+        if inside && !line.is_empty() {
+            printed.push(line);
+        }
+    }
+    if printed.is_empty() {
+        let text = if errors.trim().is_empty() { out } else { errors };
+        return format!("{}{}", names.join(", "), crate::console::tail(text, TOLD_LINES));
+    }
+    let more = printed.len().saturating_sub(TOLD_LINES);
+    // The first failures in full say more than the tail of the last.
+    printed.truncate(TOLD_LINES);
+    let mut told =
+        format!("{}{}", names.join(", "), crate::console::tail(&printed.join("\n"), TOLD_LINES));
+    if more > 0 {
+        told.push_str(&format!("\n    | ({more} lines more in the file)"));
+    }
+    told
+}
+
 /// Runs a command as one entry; tests that it counts itself are counted, otherwise it is one.
 fn entry(results: &Results, name: &str, command: &mut Command, minutes: u64) {
     results.expect(1);
     println!("... {name}");
     let start = Instant::now();
-    let ended = process::spawn(command, Echo::Quiet).and_then(|mut process| {
-        let status = process.end(Instant::now() + Duration::from_mins(minutes))?;
-        process.console.finished(Instant::now() + Duration::from_secs(2));
-        process.errors.finished(Instant::now() + Duration::from_secs(2));
-        Ok((status, process.console.text(), process.errors.text()))
-    });
+    // Backtraces of failed tests would push the messages out of what is told.
+    let ended =
+        process::spawn(command.env("RUST_BACKTRACE", "0"), Echo::Quiet).and_then(|mut process| {
+            let status = process.end(Instant::now() + Duration::from_mins(minutes))?;
+            process.console.finished(Instant::now() + Duration::from_secs(2));
+            process.errors.finished(Instant::now() + Duration::from_secs(2));
+            Ok((status, process.console.text(), process.errors.text()))
+        });
     let mut entry = Entry {
         row: "host".to_owned(),
         name: name.to_owned(),
@@ -73,17 +113,15 @@ fn entry(results: &Results, name: &str, command: &mut Command, minutes: u64) {
                     std::fs::write(&log, format!("{out}\n{errors}"))?;
                     Ok(log)
                 });
-                let why = if status.is_none() { "took too long" } else { "failed" };
-                let failures: String = out
-                    .lines()
-                    .filter(|line| line.starts_with("test ") && line.ends_with("FAILED"))
-                    .map(|line| format!("\n    {line}"))
-                    .collect();
+                let why = match status {
+                    Some(status) => format!("failed ({status})"),
+                    None => format!("took longer than {minutes} minutes"),
+                };
                 entry.detail = format!(
-                    "{why}{} (all of it: {}){failures}{}",
+                    "{why}{} (all of it: {}): {}",
                     if ignored > 0 { format!(", {ignored} ignored") } else { String::new() },
                     kept.map_or_else(|error| error.to_string(), |log| log.display().to_string()),
-                    crate::console::tail(&errors, 12)
+                    failures(&out, &errors),
                 );
             }
         }
@@ -101,12 +139,30 @@ fn skip(results: &Results, name: &str, reason: &str) {
     results.single("host", name, Outcome::Skip, reason.to_owned(), Duration::ZERO);
 }
 
-/// Every crate's own tests, with the documents' examples.
-pub(super) fn unit_tests(results: &Results) {
+/// The random inputs of property tests: from a seed that is told, and never written into the source tree (a
+/// regression file that one run leaves would be another run's input).
+fn seeded(command: &mut Command, seed: u64) -> &mut Command {
+    command
+        .env("PROPTEST_RNG_SEED", seed.to_string())
+        .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1")
+}
+
+/// The seed where every run must be like the last: CI, and Miri, which sees too few inputs to find any.
+pub(super) const FIXED_SEED: u64 = 0x6a61_6e75_7300;
+
+/// A seed that no run had before, for runs that are to find something.
+pub(super) fn new_seed() -> u64 {
+    use std::hash::{BuildHasher as _, RandomState};
+    RandomState::new().hash_one(std::process::id())
+}
+
+/// Every crate's own tests, with the documents' examples; their random inputs come from `seed`.
+pub(super) fn unit_tests(results: &Results, seed: u64) {
+    println!("... PROPTEST_RNG_SEED={seed}");
     entry(
         results,
         "cargo test",
-        cargo().args(["test", "--workspace", "--locked", "--no-fail-fast"]),
+        seeded(cargo().args(["test", "--workspace", "--locked", "--no-fail-fast"]), seed),
         10,
     );
 }
@@ -124,11 +180,17 @@ pub(super) fn loom(results: &Results) {
     entry(results, "loom", &mut command, 8);
 }
 
-/// The protocol code under Miri, where there is a nightly toolchain that has it, or can get it.
+/// What Miri looks at: a package, and the tests by parts of their names.
+const MIRI: [(&str, &[&str]); 1] =
+    [("janus-proto", &["ring", "virtqueue", "grant", "evtchn", "pvclock", "xenbus"])];
+
+/// The code that shares memory with a peer under Miri, where there is a nightly toolchain that has it, or can get it.
 pub(super) fn miri(results: &Results) {
     let Some(rustup) = paths::program(&["rustup"]) else {
         // Debian's toolchain has no Miri, and no way to it: the row exists only where it can run.
-        println!("... miri: not on this toolchain (no rustup); the row does not apply");
+        println!(
+            "... miri: this toolchain is not rustup's, and only rustup has Miri; the row does not apply"
+        );
         return;
     };
     let has = || {
@@ -139,40 +201,41 @@ pub(super) fn miri(results: &Results) {
             .output()
             .is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("miri"))
     };
-    let install = || {
-        std::env::var_os("JANUS_NO_INSTALL").is_none() && {
-            println!("... miri: rustup component add miri rust-src (nightly)");
-            let mut add = clean_command(&rustup);
-            add.args(["component", "add", "--toolchain", "nightly", "miri", "rust-src"])
-                .stdin(Stdio::null());
-            process::output(&mut add).is_ok()
+    let install = || -> anyhow::Result<()> {
+        if std::env::var_os("JANUS_NO_INSTALL").is_some() {
+            anyhow::bail!("JANUS_NO_INSTALL is set");
         }
+        println!("... miri: rustup toolchain install nightly (miri, rust-src)");
+        let mut add = clean_command(&rustup);
+        add.args(["toolchain", "install", "nightly", "--profile", "minimal"]).args([
+            "--component",
+            "miri",
+            "--component",
+            "rust-src",
+        ]);
+        process::output_within(&mut add, Duration::from_mins(5)).map(|_| ())
     };
-    if !has() && !install() {
-        println!("... miri: not installed and not to be had from here; the row does not apply");
+    if !has()
+        && let Err(error) = install()
+    {
+        skip(results, "miri", &format!("not installed, and not to be had from here: {error:#}"));
         return;
     }
-    let mut command = clean_command(&rustup);
-    command
-        .current_dir(paths::root())
-        .stdin(Stdio::null())
-        .env("MIRIFLAGS", "-Zmiri-disable-isolation")
-        .env("PROPTEST_CASES", "4")
-        .args([
-            "run",
-            "nightly",
-            "cargo",
-            "miri",
-            "test",
-            "-p",
-            "janus-proto",
-            "--lib",
-            "--target-dir",
-        ])
-        .arg(paths::root().join("target/miri"))
-        // What shares memory with a peer; the codecs are forbid(unsafe) and take Miri very long.
-        .args(["--", "ring", "grant", "evtchn", "pvclock"]);
-    entry(results, "miri", &mut command, 8);
+    for (package, tests) in MIRI {
+        let mut command = clean_command(&rustup);
+        seeded(&mut command, FIXED_SEED)
+            .current_dir(paths::root())
+            .stdin(Stdio::null())
+            .env("MIRIFLAGS", "-Zmiri-disable-isolation")
+            .env("PROPTEST_CASES", "2")
+            .env("RUSTC_ICE", "0")
+            .args(["run", "nightly", "cargo", "miri", "test", "--locked", "-p", package, "--lib"])
+            .arg("--target-dir")
+            .arg(paths::root().join("target/miri"))
+            .arg("--")
+            .args(tests);
+        entry(results, &format!("miri {package}"), &mut command, 10);
+    }
 }
 
 /// The layouts and constants of `janus-proto` against the C compiler's view of the Xen headers.
@@ -263,6 +326,19 @@ mod tests {
                 .unwrap();
         assert_eq!(names, ["a", "b"]);
         assert!(fuzz_targets("[package]\nname = 'x'\n").is_err());
+    }
+
+    #[test]
+    fn a_failure_is_told_by_name_and_message() {
+        let out = "running 2 tests\ntest a::good ... ok\ntest b::bad ... FAILED\n\nfailures:\n\n\
+                   ---- b::bad stdout ----\npanicked at src/b.rs:9:1:\nminimal failing input: hz = 3\n\n\n\
+                   failures:\n    b::bad\n\ntest result: FAILED. 1 passed; 1 failed; 0 ignored\n";
+        let told = failures(out, "error: 1 target failed");
+        assert!(told.starts_with("b::bad\n"), "{told}");
+        assert!(told.contains("| minimal failing input: hz = 3"), "{told}");
+        assert!(!told.contains("target failed") && !told.contains("good"), "{told}");
+        let told = failures("", "error: could not compile\n");
+        assert!(told.contains("| error: could not compile"), "{told}");
     }
 
     #[test]

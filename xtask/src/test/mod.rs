@@ -63,7 +63,7 @@ pub(crate) struct TestArguments {
 pub(crate) fn run(arguments: &TestArguments) -> Result<ExitCode> {
     let results = Results::default();
     let start = Instant::now();
-    levels(arguments, &results)?;
+    levels(arguments, &results, host::new_seed())?;
     finish(arguments, &results, start, false)
 }
 
@@ -83,11 +83,11 @@ pub(crate) fn ci() -> Result<ExitCode> {
     ])?;
     let arguments = TestArguments::default();
     host::source_rules(&results);
-    levels(&arguments, &results)?;
+    levels(&arguments, &results, host::FIXED_SEED)?;
     finish(&arguments, &results, start, true)
 }
 
-fn levels(arguments: &TestArguments, results: &Results) -> Result<()> {
+fn levels(arguments: &TestArguments, results: &Results, seed: u64) -> Result<()> {
     let narrowed =
         !(arguments.row.is_empty() && arguments.group.is_empty() && arguments.name.is_empty());
     let chosen: Vec<Level> = match (&*arguments.level, narrowed || arguments.list) {
@@ -97,7 +97,7 @@ fn levels(arguments: &TestArguments, results: &Results) -> Result<()> {
     };
     for level in chosen {
         match level {
-            Level::Host => host::unit_tests(results),
+            Level::Host => host::unit_tests(results, seed),
             Level::Loom => host::loom(results),
             Level::Miri => host::miri(results),
             Level::Abi => host::abi(results),
