@@ -5,8 +5,29 @@
 //! `hypercall` is the one table of calls. Layouts and numbers are in `janus_proto::abi::xen`; the order of checks and
 //! the answers are those of Xen 4.17.
 
+mod console_io;
+mod cpu;
+mod cpuid;
 pub mod domain;
+mod emulate;
 pub mod events;
+#[cfg(test)]
+mod fake;
 pub mod grant;
+pub mod hypercall;
+mod msr;
+mod multicall;
+mod operand;
+mod physdev;
 pub mod report;
-pub(crate) mod vcpu_info;
+mod run;
+mod runstate;
+mod sched;
+mod segments;
+pub mod space;
+pub mod stats;
+pub mod timers;
+mod traps;
+mod vcpu;
+mod vcpu_info;
+mod version;

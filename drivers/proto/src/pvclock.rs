@@ -148,6 +148,16 @@ pub fn write(words: &[AtomicU32], info: &VcpuTimeInfo) {
     }
 }
 
+/// The hypervisor's side of [`try_read_wall_clock`]: three words, or four.
+pub fn write_wall_clock(words: &[AtomicU32], base: Duration) {
+    let [low, high] = [base.as_secs() & 0xffff_ffff, base.as_secs() >> 32]
+        .map(|half| u32::try_from(half).unwrap_or(u32::MAX));
+    let new = [0, low, base.subsec_nanos(), high];
+    if (3..=4).contains(&words.len()) {
+        replace(words, new.as_bytes());
+    }
+}
+
 #[cfg(test)]
 mod loom_tests;
 #[cfg(test)]

@@ -3,19 +3,28 @@
 //! The virtual CPUs' threads, the backends and the toolstack share it. A backend binds an event channel to a function
 //! and maps grants; nothing here knows what a device is.
 
+use std::collections::VecDeque;
 use std::fmt;
+use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use janus_proto::abi::xen::Errno;
 use janus_proto::abi::xen::sched::ShutdownReason;
+use janus_proto::abi::xen::{Errno, VmAssist};
 use janus_proto::addr::{DomId, Mfn, Port};
+use janus_proto::pvclock;
 
+use super::cpu::Cpu;
 use super::events::{Events, Handler};
-use super::grant::{FrameTypes, GrantTable, Grants};
-use super::report::{Cause, Report};
+use super::grant::{GrantTable, Grants};
+use super::report::{Cause, CpuState, Report};
+use super::run;
+use super::sched::WATCHDOGS;
+use super::space::Space;
+use super::stats::{CallStats, Stats};
+use super::timers::{self, Clock, NEVER};
 use super::vcpu_info::{LEGACY_MAX_VCPUS, VcpuShared};
-use crate::engine::EngineError;
+use crate::engine::{EngineError, Registers, Vcpu};
 use crate::machine::ram::Ram;
 
 /// What a domain is made of: the builder's result, and the toolstack's choices.
@@ -82,7 +91,12 @@ struct Life {
     end: Option<(EndReason, Option<usize>)>,
     ended: Option<Arc<Ended>>,
     report: Report,
+    /// The registers of CPUs that stand still; changes are taken over when they go on.
+    registers: Vec<(usize, CpuState)>,
 }
+
+/// Who gets what the guest writes to the hypervisor's own console.
+pub type DebugOutput = Box<dyn FnMut(&[u8]) + Send>;
 
 /// A domain.
 pub struct Domain {
@@ -92,8 +106,15 @@ pub struct Domain {
     shared_info: Mfn,
     pub(crate) vcpus: Arc<[VcpuShared]>,
     pub(crate) events: Events,
-    grants: Arc<GrantTable>,
-    pub(crate) attention: AtomicU32,
+    pub(crate) grants: Arc<GrantTable>,
+    pub(crate) space: Arc<dyn Space>,
+    pub(crate) clock: Clock,
+    attention: AtomicU32,
+    assists: AtomicU32,
+    shutdown_code: Mutex<Option<ShutdownReason>>,
+    watchdogs: Mutex<[u64; WATCHDOGS]>,
+    debug_output: Mutex<Option<DebugOutput>>,
+    debug_input: Mutex<VecDeque<u8>>,
     life: Mutex<Life>,
     changed: Condvar,
     notifications: AtomicU64,
@@ -148,7 +169,7 @@ impl Domain {
     ///
     /// # Errors
     /// `EINVAL`: a number of CPUs that cannot be, or domain 0.
-    pub fn new(setup: &Setup, types: Arc<dyn FrameTypes>) -> Result<Arc<Self>, Errno> {
+    pub fn new(setup: &Setup, space: Arc<dyn Space>) -> Result<Arc<Self>, Errno> {
         if setup.id == DomId(0) || !(1..=LEGACY_MAX_VCPUS).contains(&setup.vcpus) {
             return Err(Errno::EINVAL);
         }
@@ -157,7 +178,7 @@ impl Domain {
             .map(|index| VcpuShared::new(Arc::clone(ram), setup.shared_info, index))
             .collect();
         let events = Events::new(setup.id, Arc::clone(ram), setup.shared_info, Arc::clone(&vcpus));
-        let grants = GrantTable::new(Arc::clone(ram), setup.grant_frames, types);
+        let grants = GrantTable::new(Arc::clone(ram), setup.grant_frames, space.clone());
         grants.grant_rings(setup.console, setup.store);
         Ok(Arc::new(Self {
             id: setup.id,
@@ -167,7 +188,14 @@ impl Domain {
             vcpus,
             events,
             grants: Arc::new(grants),
+            space,
+            clock: Clock::default(),
             attention: AtomicU32::new(0),
+            assists: AtomicU32::new(0),
+            shutdown_code: Mutex::new(None),
+            watchdogs: Mutex::new([NEVER; WATCHDOGS]),
+            debug_output: Mutex::new(None),
+            debug_input: Mutex::new(VecDeque::new()),
             life: Mutex::new(Life::default()),
             changed: Condvar::new(),
             notifications: AtomicU64::new(0),
@@ -242,6 +270,7 @@ impl Domain {
     /// Ends the domain as it is. Returns at once; [`Self::wait`] says when it has ended.
     pub fn destroy(&self) {
         self.end(EndReason::Destroyed, None);
+        self.vcpus.iter().for_each(VcpuShared::kill);
     }
 
     /// The domain ends for this reason, if it does not end already.
@@ -304,18 +333,28 @@ impl Domain {
         }
     }
 
-    /// A thread of a CPU stands still while the domain is paused.
-    pub(crate) fn stand(&self) {
+    /// A thread of a CPU stands still while the domain is paused. Others may change its registers meanwhile.
+    pub(crate) fn stand(&self, vcpu: usize, state: &mut CpuState) {
         let mut life = self.life();
         if life.pauses == 0 {
             return;
         }
         life.standing += 1;
+        life.registers.push((vcpu, *state));
         self.changed.notify_all();
         while life.pauses > 0 && life.end.is_none() {
             life = self.changed.wait(life).unwrap_or_else(PoisonError::into_inner);
         }
         life.standing -= 1;
+        if let Some(place) = life.registers.iter().position(|(index, _)| *index == vcpu) {
+            *state = life.registers.swap_remove(place).1;
+        }
+    }
+
+    /// Looks at, or changes, the registers of a CPU of a domain that is paused; `None`: it is not.
+    pub fn registers<R>(&self, vcpu: usize, with: impl FnOnce(&mut CpuState) -> R) -> Option<R> {
+        let mut life = self.life();
+        life.registers.iter_mut().find(|(index, _)| *index == vcpu).map(|(_, state)| with(state))
     }
 
     /// Threads of CPUs are about to run.
@@ -338,11 +377,7 @@ impl Domain {
             return;
         }
         let Some((reason, vcpu)) = life.end.take() else { return };
-        let orderly = match &reason {
-            EndReason::Shutdown(reason) => *reason != ShutdownReason::CRASH,
-            EndReason::Destroyed => true,
-            EndReason::Crashed(_) | EndReason::Engine(_) => false,
-        };
+        let orderly = is_orderly(&reason);
         let mut report = std::mem::take(&mut life.report);
         report.cpus.sort_by_key(|cpu| cpu.vcpu);
         report.ports = self.events.ports();
@@ -350,10 +385,178 @@ impl Domain {
         life.ended = Some(Arc::new(Ended { reason, vcpu, report }));
     }
 
-    /// Events that the host has sent.
+    /// Starts it: CPU 0 on the first engine with these registers, the others when the guest starts them. There are
+    /// as many engines as CPUs. Called once.
+    ///
+    /// # Errors
+    /// The host has no threads left; the domain has ended then.
+    pub fn start(
+        self: &Arc<Self>,
+        engines: Vec<Box<dyn Vcpu>>,
+        registers: Registers,
+    ) -> io::Result<()> {
+        timers::begin();
+        self.write_wall_clock();
+        self.enter(engines.len());
+        let count = engines.len();
+        for (index, engine) in engines.into_iter().enumerate() {
+            let domain = Arc::clone(self);
+            let thread = std::thread::Builder::new().name(format!("vcpu{index}"));
+            let spawned = thread.spawn(move || {
+                let mut cpu = Cpu::new(domain, index, engine);
+                if index == 0 {
+                    cpu.state.registers = registers;
+                }
+                run::serve(cpu);
+            });
+            if let Err(error) = spawned {
+                self.end(EndReason::Destroyed, None);
+                (index..count).for_each(|_| self.leave(|_| ()));
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// The shared side of a CPU.
+    pub(crate) fn vcpu(&self, index: usize) -> &VcpuShared {
+        let (first, others) = self.vcpus.split_first().unwrap_or_else(|| {
+            // `new` refuses a domain without CPUs.
+            unreachable!("a domain has a CPU")
+        });
+        index.checked_sub(1).and_then(|index| others.get(index)).unwrap_or(first)
+    }
+
+    /// How many CPUs it has.
     #[must_use]
-    pub fn notifications(&self) -> u64 {
-        self.notifications.load(Ordering::Relaxed)
+    pub fn vcpu_count(&self) -> usize {
+        self.vcpus.len()
+    }
+
+    /// Something wants the CPUs' threads: see [`attention`].
+    pub(crate) fn attention(&self) -> u32 {
+        self.attention.load(Ordering::SeqCst)
+    }
+
+    /// Whether it ends in a way that is to be explained.
+    pub(crate) fn wants_report(&self) -> bool {
+        self.life().end.as_ref().is_some_and(|(reason, _)| !is_orderly(reason))
+    }
+
+    /// Whether it is ending: whoever works for it may stop.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.attention() & attention::END != 0
+    }
+
+    /// Whether the guest has this assist on.
+    pub(crate) fn assists(&self, kind: VmAssist) -> bool {
+        self.assists.load(Ordering::Relaxed) & 1_u32.checked_shl(kind.0).unwrap_or(0) != 0
+    }
+
+    /// Turns one on or off. Those beyond the word change nothing here, and are always as they are.
+    pub(crate) fn set_assist(&self, kind: VmAssist, on: bool) {
+        let bit = 1_u32.checked_shl(kind.0).unwrap_or(0);
+        if on {
+            self.assists.fetch_or(bit, Ordering::Relaxed);
+        } else {
+            self.assists.fetch_and(!bit, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn set_shutdown_code(&self, reason: ShutdownReason) {
+        *self.shutdown_code.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+    }
+
+    /// The reason that the guest has fixed for its next shutdown.
+    pub(crate) fn shutdown_code(&self) -> Option<ShutdownReason> {
+        *self.shutdown_code.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Arms a watchdog for a system time, or destroys it when `timeout` is 0; answers its number.
+    pub(crate) fn set_watchdog(&self, id: u32, timeout: u32, at: u64) -> Result<u64, Errno> {
+        let mut watchdogs = self.watchdogs.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = match (id, timeout) {
+            (0, 0) => return Err(Errno::EINVAL),
+            (0, _) => watchdogs.iter().position(|at| *at == NEVER).ok_or(Errno::ENOSPC)?,
+            (id, _) => id as usize - 1,
+        };
+        let place = watchdogs.get_mut(index).ok_or(Errno::EINVAL)?;
+        if id != 0 && *place == NEVER {
+            return Err(Errno::EINVAL);
+        }
+        *place = if timeout == 0 { NEVER } else { at };
+        Ok(if id == 0 { index as u64 + 1 } else { 0 })
+    }
+
+    /// When the first watchdog expires.
+    pub(crate) fn watchdog(&self) -> u64 {
+        let watchdogs = self.watchdogs.lock().unwrap_or_else(PoisonError::into_inner);
+        watchdogs.iter().copied().min().unwrap_or(NEVER)
+    }
+
+    /// Sends what the guest writes to the hypervisor's console there.
+    pub fn set_debug_output(&self, output: DebugOutput) {
+        *self.debug_output.lock().unwrap_or_else(PoisonError::into_inner) = Some(output);
+    }
+
+    /// Types something on the hypervisor's console.
+    pub fn type_debug_input(&self, bytes: &[u8]) {
+        self.debug_input.lock().unwrap_or_else(PoisonError::into_inner).extend(bytes);
+    }
+
+    /// Takes at most `count` bytes of what was typed.
+    pub(crate) fn debug_input(&self, count: usize) -> Vec<u8> {
+        let mut input = self.debug_input.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = count.min(input.len());
+        input.drain(..count).collect()
+    }
+
+    pub(crate) fn debug_console(&self, bytes: &[u8]) {
+        let mut output = self.debug_output.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(output) = output.as_mut() {
+            output(bytes);
+        }
+    }
+
+    /// Writes the clock to every CPU's `vcpu_info`.
+    pub(crate) fn update_clock(&self) {
+        let info = self.clock.update();
+        for words in self.vcpus.iter().filter_map(VcpuShared::time) {
+            pvclock::write(words, &info);
+        }
+    }
+
+    fn write_wall_clock(&self) {
+        const WALL_CLOCK: std::ops::Range<usize> = 3072 / 4..3088 / 4;
+        let page = self.ram.words(self.shared_info, 1);
+        if let Some(words) = page.and_then(|words| words.get(WALL_CLOCK)) {
+            pvclock::write_wall_clock(words, timers::wall_clock_base());
+        }
+    }
+
+    /// What it has done so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let mut stats = Stats {
+            notifications: self.notifications.load(Ordering::Relaxed),
+            grants_in_use: self.grants.in_use(),
+            ..Stats::default()
+        };
+        for vcpu in self.vcpus.iter() {
+            stats.unknown_calls += vcpu.counters.unknown();
+            for (number, calls, ticks) in vcpu.counters.used() {
+                stats.add_call(CallStats { number, calls, ticks });
+            }
+        }
+        stats
+    }
+}
+
+fn is_orderly(reason: &EndReason) -> bool {
+    match reason {
+        EndReason::Shutdown(reason) => *reason != ShutdownReason::CRASH,
+        EndReason::Destroyed => true,
+        EndReason::Crashed(_) | EndReason::Engine(_) => false,
     }
 }
 

@@ -5,6 +5,7 @@
 //! the virtual CPU's own, with no lock of ours held.
 
 mod fifo;
+pub(crate) mod op;
 
 use std::fmt;
 use std::sync::atomic::Ordering;
@@ -170,6 +171,8 @@ impl Events {
     ///
     /// # Errors
     /// `EINVAL`: no such port, or it does not wait for the host.
+    ///
+    /// Notifications from before are lost: whoever binds looks at its ring once.
     pub(crate) fn bind_host(&self, port: Port, handler: Handler) -> Result<u64, Errno> {
         let mut table = self.lock();
         let channel = table.channels.get_mut(port.0 as usize).ok_or(Errno::EINVAL)?;
@@ -177,12 +180,7 @@ impl Events {
             return Err(Errno::EINVAL);
         }
         channel.binding = Binding::Host(handler);
-        let generation = channel.generation;
-        // As Xen: whoever waits for the other end to appear hears of it.
-        let wake = self.set_pending(&mut table, port);
-        drop(table);
-        self.wake(wake);
-        Ok(generation)
+        Ok(channel.generation)
     }
 
     /// Gives up the host's end: the port waits for domain 0 again.
@@ -283,15 +281,15 @@ impl Events {
         Ok(())
     }
 
-    /// Closes everything, and goes back to two-level delivery.
-    fn reset(&self) {
+    /// Closes everything, and goes back to two-level delivery; answers the frames that the queues had.
+    fn reset(&self) -> Vec<Mfn> {
         let mut table = self.lock();
         for index in 0..table.channels.len() {
             if let Ok(port) = u32::try_from(index) {
                 let _ = self.close_locked(&mut table, Port(port));
             }
         }
-        table.fifo = None;
+        table.fifo.take().map(Fifo::into_frames).unwrap_or_default()
     }
 
     /// The guest sends; answers whom to call once the lock is gone.

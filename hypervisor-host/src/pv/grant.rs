@@ -6,6 +6,7 @@
 
 mod entry;
 mod mapping;
+pub(crate) mod op;
 #[cfg(test)]
 mod tests;
 
@@ -14,7 +15,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use janus_proto::abi::xen::grant_table::{
-    GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE, GrantStatus,
+    GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE, GrantStatus, MapFlags, MapGrantRef,
 };
 use janus_proto::addr::{DomId, GrantRef, Mfn};
 use janus_proto::grant::Access;
@@ -26,6 +27,9 @@ use crate::machine::ram::Ram;
 pub const MAX_GRANT_FRAMES: u64 = 64;
 /// Frames of status words that belong to as many version 2 entries: 2 bytes for each 16.
 pub const MAX_STATUS_FRAMES: u64 = MAX_GRANT_FRAMES / 8;
+
+/// Pages that a guest may have mapped at a time (`max_maptrack_frames`, but each entry is one of ours).
+const MAX_MAPS: usize = 4096;
 
 /// Who uses one reference.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +47,17 @@ struct State {
     /// Frames of entries in use.
     frames: u64,
     pins: HashMap<u32, Pin>,
+    /// What the guest has mapped itself, by handle.
+    maps: Vec<Option<Tracked>>,
+}
+
+/// One mapping by the guest.
+#[derive(Clone, Copy, Debug)]
+struct Tracked {
+    reference: GrantRef,
+    access: Access,
+    frame: Mfn,
+    flags: MapFlags,
 }
 
 /// Keeps a frame from changing its type while somebody of the host's writes to it.
@@ -76,7 +91,7 @@ impl fmt::Debug for GrantTable {
 impl GrantTable {
     /// An empty table of version 1 whose frames, [`MAX_GRANT_FRAMES`] and then [`MAX_STATUS_FRAMES`], begin at `first`.
     pub(crate) fn new(ram: Arc<Ram>, first: Mfn, types: Arc<dyn FrameTypes>) -> Self {
-        let state = State { version: 1, frames: 1, pins: HashMap::new() };
+        let state = State { version: 1, frames: 1, pins: HashMap::new(), maps: Vec::new() };
         Self { ram, first, state: Mutex::new(state), types }
     }
 
@@ -159,6 +174,41 @@ impl GrantTable {
         if pin.writers == 0 && pin.readers == 0 {
             table.release(reference, Access::ReadOnly);
             state.pins.remove(&reference.0);
+        }
+    }
+
+    /// Remembers a mapping of the guest's; answers its handle.
+    fn track(
+        &self,
+        argument: &MapGrantRef,
+        access: Access,
+        frame: Mfn,
+    ) -> Result<u32, GrantStatus> {
+        let mut state = self.lock();
+        let tracked =
+            Tracked { reference: argument.reference, access, frame, flags: argument.flags };
+        let index = match state.maps.iter().position(Option::is_none) {
+            Some(index) => index,
+            None if state.maps.len() < MAX_MAPS => {
+                state.maps.push(None);
+                state.maps.len() - 1
+            }
+            None => return Err(GrantStatus::NO_SPACE),
+        };
+        if let Some(place) = state.maps.get_mut(index) {
+            *place = Some(tracked);
+        }
+        u32::try_from(index).map_err(|_| GrantStatus::NO_SPACE)
+    }
+
+    fn tracked(&self, handle: u32) -> Result<Tracked, GrantStatus> {
+        let state = self.lock();
+        state.maps.get(handle as usize).copied().flatten().ok_or(GrantStatus::BAD_HANDLE)
+    }
+
+    fn untrack(&self, handle: u32) {
+        if let Some(place) = self.lock().maps.get_mut(handle as usize) {
+            *place = None;
         }
     }
 

@@ -23,8 +23,6 @@ pub enum Cause {
     NoUserTable,
     /// The guest's own watchdog has expired.
     Watchdog,
-    /// Every CPU is down or waits for what cannot come.
-    Dead,
 }
 
 impl fmt::Display for Cause {
@@ -44,7 +42,6 @@ impl fmt::Display for Cause {
             Self::BadIret(stack) => write!(f, "no frame to return from at {stack:#x}"),
             Self::NoUserTable => f.write_str("return to user mode without user page tables"),
             Self::Watchdog => f.write_str("the guest's watchdog expired"),
-            Self::Dead => f.write_str("no CPU of the guest can ever run again"),
         }
     }
 }

@@ -3,11 +3,18 @@
 //! A waker writes its event first and looks at the mode then; the CPU's thread writes its mode first and looks for
 //! events then. So one of the two always sees the other, and nobody kicks or unparks a CPU that needs neither.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::Thread;
 
+use janus_proto::abi::xen::Errno;
+use janus_proto::abi::xen::trap::VcpuGuestContext;
+use janus_proto::abi::xen::vcpu::RunstateInfo;
 use janus_proto::addr::{Mfn, PAGE_SHIFT, PAGE_SIZE};
+use zerocopy::FromZeros as _;
+
+use super::hypercall::Counters;
+use super::timers::Timers;
 
 use crate::engine::Kicker;
 use crate::machine::ram::Ram;
@@ -36,6 +43,17 @@ pub(crate) enum Mode {
 /// The shared side of a virtual CPU.
 #[derive(Debug)]
 pub(crate) struct VcpuShared {
+    pub(crate) timers: Timers,
+    pub(crate) counters: Counters,
+    up: AtomicBool,
+    initialised: AtomicBool,
+    nmi: AtomicBool,
+    /// Its `vcpu_info` is where the guest wants it.
+    moved: AtomicBool,
+    /// The first state of a CPU that has not run yet.
+    context: Mutex<Option<Box<VcpuGuestContext>>>,
+    /// As of its last change, for other CPUs.
+    runstate: Mutex<RunstateInfo>,
     ram: Arc<Ram>,
     mode: AtomicU8,
     /// Machine address of its `vcpu_info`.
@@ -54,7 +72,83 @@ impl VcpuShared {
         let slot = index.min(LEGACY_MAX_VCPUS - 1) as u64;
         let info = AtomicU64::new((shared_info.0 << PAGE_SHIFT) + slot * VCPU_INFO_SIZE);
         let mode = AtomicU8::new(Mode::Offline as u8);
-        Self { ram, mode, info, thread: OnceLock::new(), kicker: OnceLock::new() }
+        Self {
+            timers: Timers::new(),
+            counters: Counters::new(),
+            up: AtomicBool::new(false),
+            initialised: AtomicBool::new(false),
+            nmi: AtomicBool::new(false),
+            moved: AtomicBool::new(false),
+            context: Mutex::new(None),
+            runstate: Mutex::new(RunstateInfo::new_zeroed()),
+            ram,
+            mode,
+            info,
+            thread: OnceLock::new(),
+            kicker: OnceLock::new(),
+        }
+    }
+
+    /// Whether it may run.
+    pub(crate) fn is_up(&self) -> bool {
+        self.up.load(Ordering::SeqCst)
+    }
+
+    /// Starts or stops it; its thread acts on it soon.
+    pub(crate) fn set_up(&self, up: bool) {
+        if self.up.swap(up, Ordering::SeqCst) != up {
+            self.wake();
+        }
+    }
+
+    /// Whether it has a state to start from.
+    pub(crate) fn is_initialised(&self) -> bool {
+        self.initialised.load(Ordering::SeqCst)
+    }
+
+    /// The first CPU has the state that the builder gave it.
+    pub(crate) fn set_initialised(&self) {
+        self.initialised.store(true, Ordering::SeqCst);
+    }
+
+    /// Gives it its first state.
+    pub(crate) fn set_context(&self, context: Box<VcpuGuestContext>) -> Result<u64, Errno> {
+        *self.context.lock().unwrap_or_else(PoisonError::into_inner) = Some(context);
+        if self.initialised.swap(true, Ordering::SeqCst) {
+            return Err(Errno::EEXIST);
+        }
+        Ok(0)
+    }
+
+    pub(crate) fn take_context(&self) -> Option<Box<VcpuGuestContext>> {
+        self.context.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    pub(crate) fn runstate(&self) -> RunstateInfo {
+        *self.runstate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_runstate(&self, info: RunstateInfo) {
+        *self.runstate.lock().unwrap_or_else(PoisonError::into_inner) = info;
+    }
+
+    /// Another CPU sends it an NMI.
+    pub(crate) fn send_nmi(&self) {
+        self.nmi.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+
+    pub(crate) fn has_nmi(&self) -> bool {
+        self.nmi.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn take_nmi(&self) -> bool {
+        self.nmi.swap(false, Ordering::SeqCst)
+    }
+
+    /// Whether the guest has chosen where its `vcpu_info` is.
+    pub(crate) fn has_moved(&self) -> bool {
+        self.moved.load(Ordering::SeqCst)
     }
 
     /// Says who serves this CPU: the calling thread, and how to interrupt its guest.
@@ -71,6 +165,14 @@ impl VcpuShared {
     /// Moves it; the caller has checked that it lies in one frame of the guest's, aligned to 8 bytes.
     pub(crate) fn set_info_address(&self, address: u64) {
         self.info.store(address, Ordering::SeqCst);
+        self.moved.store(true, Ordering::SeqCst);
+    }
+
+    /// The words of its `vcpu_time_info`, as the clock writes them.
+    pub(crate) fn time(&self) -> Option<&[std::sync::atomic::AtomicU32]> {
+        let address = self.info_address();
+        let word = usize::try_from(address % PAGE_SIZE as u64).ok()? / 4;
+        self.ram.words(Mfn(address >> PAGE_SHIFT), 1)?.get(word + 8..word + 16)
     }
 
     /// The eight words of its `vcpu_info`.

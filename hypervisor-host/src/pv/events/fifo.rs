@@ -68,6 +68,12 @@ pub(super) struct Fifo {
 }
 
 impl Fifo {
+    /// All frames it uses.
+    pub(super) fn into_frames(self) -> Vec<Mfn> {
+        let controls = self.vcpus.into_iter().filter_map(|queues| queues.control);
+        self.array.into_iter().chain(controls.map(|(frame, _)| frame)).collect()
+    }
+
     fn word<'a>(&self, ram: &'a Ram, port: Port) -> Option<&'a AtomicU32> {
         let frame = self.array.get((port.0 / WORDS_IN_PAGE) as usize)?;
         ram.words(*frame, 1)?.get((port.0 % WORDS_IN_PAGE) as usize)

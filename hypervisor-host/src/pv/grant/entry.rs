@@ -20,6 +20,9 @@ const READONLY: u16 = GrantFlags::READONLY.0;
 const READING: u16 = GrantFlags::READING.0;
 const WRITING: u16 = GrantFlags::WRITING.0;
 
+/// The marks in the first word of an entry, where version 1 has them.
+pub(super) const MARKS: u32 = READING as u32 | WRITING as u32;
+
 /// Bytes of an entry.
 const fn size(version: u32) -> usize {
     if version == 2 { 16 } else { 8 }
@@ -119,27 +122,61 @@ impl<'a> Entries<'a> {
         Err(GrantStatus::GENERAL_ERROR)
     }
 
+    /// Marks an entry that is in use already.
+    pub(super) fn mark(&self, reference: GrantRef, writing: bool) {
+        let mark = if writing { READING | WRITING } else { READING };
+        if let Some((word, shift)) = self.marks(reference) {
+            word.fetch_or(u32::from(mark) << shift, Ordering::SeqCst);
+        }
+    }
+
+    /// The word with the marks of an entry, and where in it.
+    fn marks(&self, reference: GrantRef) -> Option<(&'a AtomicU32, u32)> {
+        if self.version == 2 {
+            self.status(reference)
+        } else {
+            self.words(reference).and_then(<[_]>::first).map(|head| (head, 0))
+        }
+    }
+
     /// Clears the mark of an access: [`Access::ReadWrite`] that for writing, [`Access::ReadOnly`] that for reading.
     pub(super) fn release(&self, reference: GrantRef, access: Access) {
         let mark = match access {
             Access::ReadOnly => READING,
             Access::ReadWrite => WRITING,
         };
-        let word = if self.version == 2 {
-            self.status(reference)
-        } else {
-            self.words(reference).and_then(<[_]>::first).map(|head| (head, 0))
-        };
-        if let Some((word, shift)) = word {
+        if let Some((word, shift)) = self.marks(reference) {
             // Orders our uses of the page before its owner sees it unused.
             word.fetch_and(!(u32::from(mark) << shift), Ordering::Release);
         }
     }
 
-    /// Whether any entry in use grants something, or is marked.
-    pub(super) fn is_marked(&self, reference: GrantRef) -> bool {
-        let head = self.words(reference).and_then(<[_]>::first);
-        head.is_some_and(|head| head.load(Ordering::Relaxed) & u32::from(READING | WRITING) != 0)
+    /// What an entry grants, without the marks: flags, domain and frame.
+    pub(super) fn content(&self, reference: GrantRef) -> Option<(u32, u64)> {
+        let words = self.words(reference)?;
+        let word = |index: usize| words.get(index).map_or(0, |w| w.load(Ordering::Relaxed));
+        let frame = if self.version == 2 {
+            u64::from(word(3)) << 32 | u64::from(word(2))
+        } else {
+            word(1).into()
+        };
+        Some((word(0), frame))
+    }
+
+    /// Writes an entry as its owner would.
+    pub(super) fn set_content(&self, reference: GrantRef, (head, frame): (u32, u64)) {
+        let Some(words) = self.words(reference) else { return };
+        let low = u32::try_from(frame & 0xffff_ffff).unwrap_or(0);
+        let high = u32::try_from(frame >> 32).unwrap_or(0);
+        let targets = if self.version == 2 { [(2, low), (3, high)] } else { [(1, low), (1, low)] };
+        for (index, value) in targets {
+            if let Some(word) = words.get(index) {
+                word.store(value, Ordering::Relaxed);
+            }
+        }
+        if let Some(word) = words.first() {
+            word.store(head, Ordering::Release);
+        }
     }
 }
 

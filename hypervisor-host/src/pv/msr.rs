@@ -1,0 +1,53 @@
+//! Model-specific registers, as Xen emulates them for a PV guest (`emul-priv-op.c`).
+
+use super::cpu::Cpu;
+use super::traps::is_canonical;
+
+const PLATFORM_ID: u32 = 0x17;
+const APIC_BASE: u32 = 0x1b;
+const BIOS_SIGN_ID: u32 = 0x8b;
+const MISC_ENABLE: u32 = 0x1a0;
+const PAT: u32 = 0x277;
+const EFER: u32 = 0xc000_0080;
+const FS_BASE: u32 = 0xc000_0100;
+const GS_BASE: u32 = 0xc000_0101;
+const KERNEL_GS_BASE: u32 = 0xc000_0102;
+
+/// SCE, LME, LMA, NX.
+const EFER_VALUE: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11;
+/// The PAT that Xen sets for all (`XEN_MSR_PAT`).
+const PAT_VALUE: u64 = 0x0000_0501_0007_0406;
+
+/// Reads one; `None`: #GP.
+pub(crate) fn read(cpu: &Cpu, index: u32) -> Option<u64> {
+    let registers = &cpu.state.registers;
+    Some(match index {
+        FS_BASE => registers.fs_base,
+        GS_BASE => registers.gs_base,
+        KERNEL_GS_BASE => cpu.state.other_gs_base,
+        EFER => EFER_VALUE,
+        // The bootstrap processor's, enabled.
+        APIC_BASE => 0xfee0_0900 & if cpu.index == 0 { u64::MAX } else { !0x100 },
+        PAT => PAT_VALUE,
+        // Fast strings; no performance monitoring, no BTS, no PEBS.
+        MISC_ENABLE => 1 | 1 << 11 | 1 << 12,
+        PLATFORM_ID | BIOS_SIGN_ID => 0,
+        _ => return None,
+    })
+}
+
+/// Writes one; `None`: #GP.
+pub(crate) fn write(cpu: &mut Cpu, index: u32, value: u64) -> Option<()> {
+    let state = &mut cpu.state;
+    match index {
+        FS_BASE if is_canonical(value) => state.registers.fs_base = value,
+        GS_BASE if is_canonical(value) => state.registers.gs_base = value,
+        KERNEL_GS_BASE if is_canonical(value) => state.other_gs_base = value,
+        // Kept as they are: a write of the same is nothing, and one of BIOS_SIGN_ID precedes a read.
+        EFER if value == EFER_VALUE => {}
+        PAT if value == PAT_VALUE => {}
+        BIOS_SIGN_ID | MISC_ENABLE => {}
+        _ => return None,
+    }
+    Some(())
+}

@@ -1,0 +1,306 @@
+//! Registers and operands of an instruction that is emulated, and the few ordinary instructions that are.
+//!
+//! The ordinary ones are those that kernels use on a page that a process cannot have, address 0: plain moves, string
+//! stores and moves, calls and jumps, simple arithmetic.
+
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+
+use super::cpu::Cpu;
+
+/// Repetitions of a string instruction done at once; the rest when it faults again.
+const MOST_REPEATS: u64 = 4096;
+
+/// The place of a general register.
+fn place(cpu: &mut Cpu, register: Register) -> Option<&mut u64> {
+    let r = &mut cpu.state.registers;
+    Some(match register.full_register() {
+        Register::RAX => &mut r.rax,
+        Register::RCX => &mut r.rcx,
+        Register::RDX => &mut r.rdx,
+        Register::RBX => &mut r.rbx,
+        Register::RSP => &mut r.rsp,
+        Register::RBP => &mut r.rbp,
+        Register::RSI => &mut r.rsi,
+        Register::RDI => &mut r.rdi,
+        Register::R8 => &mut r.r8,
+        Register::R9 => &mut r.r9,
+        Register::R10 => &mut r.r10,
+        Register::R11 => &mut r.r11,
+        Register::R12 => &mut r.r12,
+        Register::R13 => &mut r.r13,
+        Register::R14 => &mut r.r14,
+        Register::R15 => &mut r.r15,
+        _ => return None,
+    })
+}
+
+/// `AH` and its kind: bits 8 to 15.
+fn is_high(register: Register) -> bool {
+    matches!(register, Register::AH | Register::BH | Register::CH | Register::DH)
+}
+
+fn mask(size: usize) -> u64 {
+    if size >= 8 { u64::MAX } else { (1 << (size * 8)) - 1 }
+}
+
+/// The value of a general register, of its size.
+pub(super) fn register(cpu: &mut Cpu, register: Register) -> Option<u64> {
+    let whole = *place(cpu, register)?;
+    let shift = if is_high(register) { 8 } else { 0 };
+    Some(whole >> shift & mask(register.size()))
+}
+
+/// Sets one: 32 bits clear the upper half, fewer leave the rest.
+pub(super) fn set_register(cpu: &mut Cpu, register: Register, value: u64) -> Option<()> {
+    let shift = if is_high(register) { 8 } else { 0 };
+    let size = register.size();
+    let whole = place(cpu, register)?;
+    *whole = match size {
+        8 => value,
+        4 => value & mask(4),
+        size => (*whole & !(mask(size) << shift)) | (value & mask(size)) << shift,
+    };
+    Some(())
+}
+
+/// The linear address of a memory operand.
+fn address(cpu: &Cpu, instruction: &Instruction, operand: u32) -> Option<u64> {
+    let r = &cpu.state.registers;
+    instruction.virtual_address(operand, 0, |register, _, _| {
+        Some(match register {
+            Register::FS => r.fs_base,
+            Register::GS => r.gs_base,
+            Register::CS | Register::DS | Register::ES | Register::SS => 0,
+            Register::RAX => r.rax,
+            Register::RCX => r.rcx,
+            Register::RDX => r.rdx,
+            Register::RBX => r.rbx,
+            Register::RSP => r.rsp,
+            Register::RBP => r.rbp,
+            Register::RSI => r.rsi,
+            Register::RDI => r.rdi,
+            Register::R8 => r.r8,
+            Register::R9 => r.r9,
+            Register::R10 => r.r10,
+            Register::R11 => r.r11,
+            Register::R12 => r.r12,
+            Register::R13 => r.r13,
+            Register::R14 => r.r14,
+            Register::R15 => r.r15,
+            _ => return None,
+        })
+    })
+}
+
+fn load(cpu: &Cpu, address: u64, size: usize) -> Option<u64> {
+    let mut bytes = [0; 8];
+    cpu.read_bytes(address, bytes.get_mut(..size)?).ok()?;
+    Some(u64::from_le_bytes(bytes))
+}
+
+fn store(cpu: &Cpu, address: u64, value: u64, size: usize) -> Option<()> {
+    cpu.write(address, value.to_le_bytes().get(..size)?).ok()
+}
+
+/// The value of an operand of `size` bytes.
+pub(super) fn value(
+    cpu: &mut Cpu,
+    instruction: &Instruction,
+    operand: u32,
+    size: usize,
+) -> Option<u64> {
+    match instruction.op_kind(operand) {
+        OpKind::Register => Some(register(cpu, instruction.op_register(operand))? & mask(size)),
+        OpKind::Memory => load(cpu, address(cpu, instruction, operand)?, size),
+        OpKind::NearBranch64 => Some(instruction.near_branch64()),
+        _ => instruction.try_immediate(operand).ok().map(|value| value & mask(size)),
+    }
+}
+
+fn set_value(
+    cpu: &mut Cpu,
+    instruction: &Instruction,
+    operand: u32,
+    value: u64,
+    size: usize,
+) -> Option<()> {
+    match instruction.op_kind(operand) {
+        OpKind::Register => set_register(cpu, instruction.op_register(operand), value),
+        OpKind::Memory => store(cpu, address(cpu, instruction, operand)?, value, size),
+        _ => None,
+    }
+}
+
+/// Bytes of an operand.
+fn size_of_operand(instruction: &Instruction, operand: u32) -> Option<usize> {
+    let size = match instruction.op_kind(operand) {
+        OpKind::Register => instruction.op_register(operand).size(),
+        _ => instruction.memory_size().size(),
+    };
+    (1..=8).contains(&size).then_some(size)
+}
+
+/// Executes one instruction; `None`: not one of those known here, or its memory is not there.
+pub(super) fn step(cpu: &mut Cpu, instruction: &Instruction) -> Option<()> {
+    let next = instruction.next_ip();
+    match instruction.mnemonic() {
+        Mnemonic::Mov | Mnemonic::Movzx | Mnemonic::Movsx | Mnemonic::Movsxd => {
+            let (to, from) = (size_of_operand(instruction, 0)?, source_size(instruction)?);
+            let mut moved = value(cpu, instruction, 1, from)?;
+            if matches!(instruction.mnemonic(), Mnemonic::Movsx | Mnemonic::Movsxd) {
+                let shift = 64 - u32::try_from(from * 8).ok()?;
+                moved = (moved.cast_signed() << shift >> shift).cast_unsigned();
+            }
+            set_value(cpu, instruction, 0, moved, to)?;
+        }
+        Mnemonic::Lea => {
+            let target = address(cpu, instruction, 1)?;
+            set_register(cpu, instruction.op0_register(), target)?;
+        }
+        Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => {
+            return string(cpu, instruction, false);
+        }
+        Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => {
+            return string(cpu, instruction, true);
+        }
+        Mnemonic::Add
+        | Mnemonic::Sub
+        | Mnemonic::And
+        | Mnemonic::Or
+        | Mnemonic::Xor
+        | Mnemonic::Cmp
+        | Mnemonic::Test => arithmetic(cpu, instruction)?,
+        Mnemonic::Cld => cpu.state.registers.rflags &= !DIRECTION,
+        Mnemonic::Nop | Mnemonic::Endbr64 => {}
+        Mnemonic::Push => {
+            let pushed = value(cpu, instruction, 0, 8)?;
+            push(cpu, pushed)?;
+        }
+        Mnemonic::Pop => {
+            let stack = cpu.state.registers.rsp;
+            let popped = load(cpu, stack, 8)?;
+            set_value(cpu, instruction, 0, popped, 8)?;
+            cpu.state.registers.rsp = stack.wrapping_add(8);
+        }
+        Mnemonic::Call => {
+            let target = value(cpu, instruction, 0, 8)?;
+            push(cpu, next)?;
+            cpu.state.registers.rip = target;
+            return Some(());
+        }
+        Mnemonic::Jmp => {
+            cpu.state.registers.rip = value(cpu, instruction, 0, 8)?;
+            return Some(());
+        }
+        Mnemonic::Ret => {
+            let stack = cpu.state.registers.rsp;
+            cpu.state.registers.rip = load(cpu, stack, 8)?;
+            cpu.state.registers.rsp = stack.wrapping_add(8);
+            return Some(());
+        }
+        Mnemonic::Je | Mnemonic::Jne => {
+            let zero = cpu.state.registers.rflags & ZERO != 0;
+            if zero == (instruction.mnemonic() == Mnemonic::Je) {
+                cpu.state.registers.rip = instruction.near_branch64();
+                return Some(());
+            }
+        }
+        _ => return None,
+    }
+    cpu.state.registers.rip = next;
+    Some(())
+}
+
+/// Bytes of the second operand.
+fn source_size(instruction: &Instruction) -> Option<usize> {
+    match instruction.op_kind(1) {
+        OpKind::Register => Some(instruction.op_register(1).size()),
+        OpKind::Memory => Some(instruction.memory_size().size()),
+        _ => size_of_operand(instruction, 0),
+    }
+    .filter(|size| (1..=8).contains(size))
+}
+
+fn push(cpu: &mut Cpu, value: u64) -> Option<()> {
+    let stack = cpu.state.registers.rsp.wrapping_sub(8);
+    store(cpu, stack, value, 8)?;
+    cpu.state.registers.rsp = stack;
+    Some(())
+}
+
+const CARRY: u64 = 1;
+const PARITY: u64 = 1 << 2;
+const ADJUST: u64 = 1 << 4;
+const ZERO: u64 = 1 << 6;
+const SIGN: u64 = 1 << 7;
+const DIRECTION: u64 = 1 << 10;
+const OVERFLOW: u64 = 1 << 11;
+
+fn arithmetic(cpu: &mut Cpu, instruction: &Instruction) -> Option<()> {
+    let size = size_of_operand(instruction, 0)?;
+    let a = value(cpu, instruction, 0, size)?;
+    let b = value(cpu, instruction, 1, size)?;
+    let (mask, sign) = (mask(size), 1 << (size * 8 - 1));
+    let mnemonic = instruction.mnemonic();
+    let (result, carry, overflow) = match mnemonic {
+        Mnemonic::Add => {
+            let sum = a.wrapping_add(b) & mask;
+            (sum, sum < a, !(a ^ b) & (a ^ sum) & sign != 0)
+        }
+        Mnemonic::Sub | Mnemonic::Cmp => {
+            let difference = a.wrapping_sub(b) & mask;
+            (difference, a < b, (a ^ b) & (a ^ difference) & sign != 0)
+        }
+        Mnemonic::And | Mnemonic::Test => (a & b, false, false),
+        Mnemonic::Or => (a | b, false, false),
+        _ => (a ^ b, false, false),
+    };
+    if !matches!(mnemonic, Mnemonic::Cmp | Mnemonic::Test) {
+        set_value(cpu, instruction, 0, result, size)?;
+    }
+    let flags = &mut cpu.state.registers.rflags;
+    *flags &= !(CARRY | PARITY | ADJUST | ZERO | SIGN | OVERFLOW);
+    let even = (result & 0xff).count_ones().is_multiple_of(2);
+    let adjust = matches!(mnemonic, Mnemonic::Add | Mnemonic::Sub | Mnemonic::Cmp)
+        && (a ^ b ^ result) & 0x10 != 0;
+    for (set, flag) in [
+        (carry, CARRY),
+        (even, PARITY),
+        (adjust, ADJUST),
+        (result == 0, ZERO),
+        (result & sign != 0, SIGN),
+        (overflow, OVERFLOW),
+    ] {
+        if set {
+            *flags |= flag;
+        }
+    }
+    Some(())
+}
+
+/// A string store or move, with or without `rep`.
+fn string(cpu: &mut Cpu, instruction: &Instruction, moves: bool) -> Option<()> {
+    let size = instruction.memory_size().size();
+    let repeated = instruction.has_rep_prefix() || instruction.has_repne_prefix();
+    let back = cpu.state.registers.rflags & DIRECTION != 0;
+    let step = if back { (size as u64).wrapping_neg() } else { size as u64 };
+    let count = if repeated { cpu.state.registers.rcx.min(MOST_REPEATS) } else { 1 };
+    for _ in 0..count {
+        let registers = cpu.state.registers;
+        let value =
+            if moves { load(cpu, registers.rsi, size)? } else { registers.rax & mask(size) };
+        store(cpu, registers.rdi, value, size)?;
+        let registers = &mut cpu.state.registers;
+        registers.rdi = registers.rdi.wrapping_add(step);
+        if moves {
+            registers.rsi = registers.rsi.wrapping_add(step);
+        }
+        if repeated {
+            registers.rcx = registers.rcx.wrapping_sub(1);
+        }
+    }
+    if !repeated || cpu.state.registers.rcx == 0 {
+        cpu.state.registers.rip = instruction.next_ip();
+    }
+    Some(())
+}

@@ -1,0 +1,309 @@
+//! The thread of a virtual CPU: from exit to exit.
+
+use std::sync::Arc;
+use std::thread;
+
+use janus_proto::abi::xen::Virq;
+use janus_proto::abi::xen::VmAssist;
+use janus_proto::abi::xen::trap::{ContextFlags, VcpuGuestContext};
+use janus_proto::abi::xen::vcpu::{Runstate, XEN_RUNSTATE_UPDATE};
+use janus_proto::pvclock;
+
+use super::cpu::{Cpu, Over};
+use super::domain::{Domain, EndReason, attention};
+use super::emulate;
+use super::hypercall;
+use super::report::Cause;
+use super::space::Resolution;
+use super::timers::{NEVER, now};
+use super::traps::{self, GENERAL_PROTECTION, INVALID_OPCODE, PAGE_FAULT};
+use super::vcpu_info::Mode;
+use crate::engine::{EngineError, Exit, Fault};
+
+/// Nanoseconds of the periodic timer that every PV CPU starts with (100 Hz).
+const FIRST_PERIOD: u64 = 10_000_000;
+
+/// Says that a thread has left, whatever made it leave.
+struct Leaving(Arc<Domain>);
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let error = EngineError::Corrupt("the monitor's own thread failed");
+            self.0.end(EndReason::Engine(error), None);
+            self.0.leave(|_| ());
+        }
+    }
+}
+
+/// Serves a CPU until its domain ends.
+pub(crate) fn serve(mut cpu: Cpu) {
+    let guard = Leaving(Arc::clone(&cpu.domain));
+    let kicker = cpu.engine.kicker();
+    cpu.shared().attach(kicker);
+    if cpu.index == 0 {
+        cpu.shared().set_initialised();
+        cpu.shared().timers.set_period(FIRST_PERIOD);
+        cpu.shared().set_up(true);
+        cpu.load();
+    }
+    let over = go(&mut cpu).err();
+    let domain = Arc::clone(&cpu.domain);
+    let index = cpu.index;
+    let mut fault = None;
+    if let Some(Over(reason, its_fault)) = over {
+        fault = its_fault;
+        domain.end(reason, Some(index));
+    }
+    let report =
+        (domain.wants_report() && cpu.shared().is_initialised()).then(|| cpu.report(fault));
+    // The guest's part goes before anybody hears that the domain has ended.
+    drop(cpu);
+    domain.leave(|all| all.cpus.extend(report));
+    drop(guard);
+}
+
+fn go(cpu: &mut Cpu) -> Result<(), Over> {
+    loop {
+        cpu.attend();
+        if cpu.domain.is_ending() {
+            return Ok(());
+        }
+        if !cpu.shared().is_up() {
+            cpu.wait_until_up();
+            continue;
+        }
+        turn(cpu)?;
+    }
+}
+
+/// Into the guest, and what it comes out for.
+fn turn(cpu: &mut Cpu) -> Result<(), Over> {
+    // The mode first, then the look: see `vcpu_info`.
+    cpu.shared().set_mode(Mode::Guest);
+    if cpu.domain.attention() != 0 || !cpu.shared().is_up() {
+        cpu.shared().set_mode(Mode::Host);
+        return Ok(());
+    }
+    let mut deadline = cpu.deadline();
+    if deadline != NEVER {
+        let now = now();
+        if deadline <= now {
+            cpu.fire_timers(now);
+            deadline = cpu.deadline();
+        }
+        if cpu.index == 0 && cpu.domain.watchdog() <= now {
+            return Err(Cause::Watchdog.into());
+        }
+    }
+    cpu.keep_time();
+    if cpu.has_nmi() && cpu.shared().take_nmi() {
+        traps::nmi(cpu)?;
+    }
+    if cpu.shared().is_deliverable() {
+        traps::upcall(cpu)?;
+    }
+    let deadline = (deadline != NEVER).then_some(deadline);
+    if cpu.armed != deadline {
+        cpu.engine.set_deadline(deadline);
+        cpu.armed = deadline;
+    }
+    let exit = cpu.engine.run(&mut cpu.state.registers);
+    cpu.shared().set_mode(Mode::Host);
+    match exit {
+        Ok(Exit::Hypercall | Exit::Syscall) if cpu.state.kernel_mode => hypercall::enter(cpu),
+        Ok(Exit::Hypercall | Exit::Syscall) => Ok(traps::user_syscall(cpu)?),
+        Ok(Exit::Fault(fault)) => Ok(handle(cpu, fault)?),
+        Ok(Exit::Kicked) => Ok(()),
+        // Killed because the domain ends: that has its reason already.
+        Err(_) if cpu.domain.is_ending() => Ok(()),
+        Err(error) => Err(Over(EndReason::Engine(error), None)),
+    }
+}
+
+/// An exception: maps, emulates, or tells the guest.
+fn handle(cpu: &mut Cpu, fault: Fault) -> Result<(), Cause> {
+    match fault.vector {
+        PAGE_FAULT => {
+            let domain = Arc::clone(&cpu.domain);
+            match domain.space.fault(cpu.index, &mut *cpu.engine, &fault) {
+                Resolution::Retry => Ok(()),
+                Resolution::Guest(error) => traps::inject(cpu, Fault { error, ..fault }),
+                Resolution::Emulate => emulate::access(cpu, fault),
+            }
+        }
+        GENERAL_PROTECTION => emulate::general_protection(cpu, fault),
+        INVALID_OPCODE if emulate::forced(cpu) => Ok(()),
+        _ => traps::inject(cpu, fault),
+    }
+}
+
+impl Cpu {
+    /// Loads the kernel's page table, before the first run.
+    fn load(&mut self) {
+        let domain = Arc::clone(&self.domain);
+        domain.space.load(self.index, &mut *self.engine);
+    }
+
+    /// Stands still while the domain is paused.
+    pub(crate) fn attend(&mut self) {
+        if self.domain.attention() & attention::PAUSE != 0 {
+            let domain = Arc::clone(&self.domain);
+            domain.stand(self.index, &mut self.state);
+        }
+    }
+
+    /// Whether another CPU sent an NMI.
+    pub(crate) fn has_nmi(&self) -> bool {
+        self.shared().has_nmi()
+    }
+
+    /// When this CPU has to look at its timers.
+    pub(crate) fn deadline(&self) -> u64 {
+        let own = self.shared().timers.deadline();
+        if self.index == 0 { own.min(self.domain.watchdog()) } else { own }
+    }
+
+    /// Sends what is due.
+    pub(crate) fn fire_timers(&mut self, now: u64) {
+        if self.shared().timers.take_due(now) {
+            self.domain.events.raise_virq(Virq::TIMER, self.index);
+        }
+    }
+
+    /// Keeps the clock fresh.
+    fn keep_time(&mut self) {
+        if self.domain.clock.is_due() {
+            self.domain.update_clock();
+        }
+        if self.runstate.time_area.is_some() && self.clock_changes != self.domain.clock.changes() {
+            self.publish_time();
+        }
+    }
+
+    /// Copies the clock to the guest's second place for it.
+    pub(crate) fn publish_time(&mut self) {
+        let Some(area) = self.runstate.time_area else { return };
+        self.clock_changes = self.domain.clock.changes();
+        let mut info = self.domain.clock.info();
+        // Odd, then the rest, then even: only this thread writes it, while its guest stands still.
+        let changes = u32::try_from(self.clock_changes & 0x3fff_ffff).unwrap_or(0);
+        info.version = changes * 2 + 1;
+        let _ = self.write(area, &info);
+        info.version = info.version.wrapping_add(1);
+        let _ = self.write(area, &info.version);
+    }
+
+    /// Copies the time accounts to where the guest wants them.
+    pub(crate) fn publish_runstate(&mut self) {
+        let mut info = self.runstate.info();
+        self.shared().set_runstate(info);
+        let Some(area) = self.runstate.area else { return };
+        if self.domain.assists(VmAssist::RUNSTATE_UPDATE_FLAG) {
+            info.state_entry_time |= XEN_RUNSTATE_UPDATE;
+            let _ = self.write(area, &info);
+            info.state_entry_time &= !XEN_RUNSTATE_UPDATE;
+            let _ = self.write(area.wrapping_add(8), &info.state_entry_time);
+        } else {
+            let _ = self.write(area, &info);
+        }
+    }
+
+    /// Goes to sleep, for the accounts.
+    pub(crate) fn begin_wait(&mut self) {
+        self.runstate.change(Runstate::BLOCKED);
+        if self.runstate.area.is_some() {
+            self.publish_runstate();
+        }
+    }
+
+    /// Woke up.
+    pub(crate) fn end_wait(&mut self) {
+        self.runstate.change(Runstate::RUNNING);
+        if self.runstate.area.is_some() {
+            self.publish_runstate();
+        }
+    }
+
+    /// Sleeps until the CPU is up, the domain paused, or over; takes the first state if there is one.
+    fn wait_until_up(&mut self) {
+        self.runstate.change(Runstate::OFFLINE);
+        let info = self.runstate.info();
+        self.shared().set_runstate(info);
+        self.shared().set_mode(Mode::Offline);
+        while !self.shared().is_up() && self.domain.attention() == 0 {
+            thread::park();
+        }
+        self.shared().set_mode(Mode::Host);
+        self.runstate.change(Runstate::RUNNING);
+        if !self.shared().is_up() {
+            return;
+        }
+        if let Some(context) = self.shared().take_context() {
+            self.adopt(&context);
+        }
+    }
+
+    /// Takes over the state that another CPU prepared (`arch_set_info_guest`).
+    fn adopt(&mut self, context: &VcpuGuestContext) {
+        let user = &context.user_regs;
+        let kernel = context.flags & ContextFlags::IN_KERNEL.bits() != 0;
+        let state = &mut self.state;
+        let registers = &mut state.registers;
+        (registers.r15, registers.r14, registers.r13, registers.r12) =
+            (user.r15, user.r14, user.r13, user.r12);
+        (registers.rbp, registers.rbx) = (user.rbp, user.rbx);
+        (registers.r11, registers.r10, registers.r9, registers.r8) =
+            (user.r11, user.r10, user.r9, user.r8);
+        (registers.rax, registers.rcx, registers.rdx) = (user.rax, user.rcx, user.rdx);
+        (registers.rsi, registers.rdi) = (user.rsi, user.rdi);
+        (registers.rip, registers.rsp) = (user.rip, user.rsp);
+        registers.rflags = traps::guest_rflags(user.rflags);
+        registers.fs_base = canonical(context.fs_base);
+        registers.gs_base = canonical(context.gs_base_kernel);
+        state.other_gs_base = canonical(context.gs_base_user);
+        state.kernel_stack = context.kernel_sp;
+        let low = |selector: u64| u16::try_from(selector & 0xffff).unwrap_or(0);
+        state.data = [low(user.ds), low(user.es), low(user.fs), low(user.gs)];
+        state.cs = user.cs | 3;
+        state.ss = low(user.ss) | 3;
+        self.vectors.clear_traps();
+        for info in context.trap_ctxt.iter().filter(|info| info.address != 0) {
+            if traps::is_canonical(info.address) {
+                self.vectors.set_trap(*info);
+            }
+        }
+        let masks = |flag: ContextFlags| context.flags & flag.bits() != 0;
+        self.vectors.event = canonical(context.event_callback_eip);
+        self.vectors.failsafe = traps::Entry {
+            address: canonical(context.failsafe_callback_eip),
+            mask: masks(ContextFlags::FAILSAFE_DISABLES_EVENTS),
+        };
+        self.vectors.syscall = traps::Entry {
+            address: canonical(context.syscall_callback_eip),
+            mask: masks(ContextFlags::SYSCALL_DISABLES_EVENTS),
+        };
+        for (index, value) in context.debugreg.iter().enumerate() {
+            // A register that may not have this value keeps its own.
+            let _ = super::segments::write_debug(self, index, *value);
+        }
+        self.shared().timers.set_period(FIRST_PERIOD);
+        self.shared().set_masked(true);
+        if let Some(words) = self.shared().time() {
+            pvclock::write(words, &self.domain.clock.info());
+        }
+        self.load();
+        if !kernel {
+            // Without a user page table it starts in the kernel.
+            let _ = self.toggle_mode();
+        }
+    }
+}
+
+/// An address that the CPU accepts in a base or as an entry: others become 0.
+fn canonical(address: u64) -> u64 {
+    if traps::is_canonical(address) { address } else { 0 }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,178 @@
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
+
+use janus_proto::abi::xen::Hypercall;
+use janus_proto::abi::xen::sched::{SchedOp, ShutdownReason};
+use janus_proto::addr::{DomId, Port};
+
+use super::*;
+use crate::engine::{Registers, Vcpu};
+use crate::pv::fake::{self, Script, Stretch, call};
+
+const STACK: u64 = 0x8000;
+const SCRATCH: u64 = 0x5000;
+
+fn run(domain: &Arc<Domain>, script: Vec<Stretch>) {
+    let engines: Vec<Box<dyn Vcpu>> = vec![Script::new(script), Script::new(Vec::new())];
+    let registers = Registers { rsp: STACK, rip: 0x1000, ..Registers::default() };
+    domain.start(engines, registers).unwrap();
+}
+
+fn put(domain: &Domain, address: u64, words: &[u32]) {
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    domain.space.write(0, address, &bytes).unwrap();
+}
+
+fn shutdown(reason: ShutdownReason) -> Vec<Stretch> {
+    vec![call(Hypercall::SCHED_OP, [SchedOp::SHUTDOWN.0.into(), SCRATCH, reason.0.into()])]
+}
+
+#[test]
+fn a_guest_shuts_down_and_everybody_hears_it() {
+    let (domain, _) = fake::domain(2);
+    put(&domain, SCRATCH, &[ShutdownReason::POWEROFF.0]);
+    run(&domain, shutdown(ShutdownReason::POWEROFF));
+    let ended = domain.wait();
+    assert!(matches!(ended.reason, EndReason::Shutdown(ShutdownReason::POWEROFF)));
+    assert!(ended.vcpu == Some(0) && ended.report.is_none());
+    assert_eq!(domain.stats().calls[0].name(), "sched_op");
+}
+
+#[test]
+fn a_crash_says_what_was_done_last() {
+    let (domain, _) = fake::domain(2);
+    let fault = Fault { vector: 14, error: 6, address: 0x1234 };
+    let unknown = call(Hypercall(63), [1, 2, 3]);
+    run(&domain, vec![unknown, Box::new(move |_| Exit::Fault(fault))]);
+    let ended = domain.wait();
+    assert!(matches!(ended.reason, EndReason::Crashed(Cause::NoHandler(f)) if f == fault));
+    let report = ended.report.as_ref().unwrap();
+    let cpu = &report.cpus[0];
+    assert_eq!((report.cpus.len(), cpu.fault, cpu.state.cr2), (1, Some(fault), 0x1234));
+    let done = [
+        crate::pv::report::Deed::Hypercall(Hypercall(63), [1, 2], -38),
+        crate::pv::report::Deed::Fault(fault, 0x1000),
+    ];
+    assert_eq!(cpu.deeds, done);
+    assert_eq!(cpu.stack.len(), 64);
+    assert_eq!(domain.stats().unknown_calls, 1);
+}
+
+#[test]
+fn a_blocked_guest_is_woken_by_the_host_and_enters_by_its_callback() {
+    let (domain, _) = fake::domain(2);
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counter = sent.clone();
+    let count = move || {
+        counter.fetch_add(1, SeqCst);
+    };
+    let port = Arc::new(domain.bind(Arc::new(count)).unwrap());
+    assert_eq!(port.guest_port(), Port(1));
+    // The entry point, then a send, then a wait; the stretch behind it runs in the upcall.
+    let callbacks = call(Hypercall::SET_CALLBACKS, [0x7000, 0, 0]);
+    put(&domain, SCRATCH, &[1]);
+    let send = call(Hypercall::EVENT_CHANNEL_OP, [4, SCRATCH, 0]);
+    let block = call(Hypercall::SCHED_OP, [SchedOp::BLOCK.0.into(), 0, 0]);
+    let seen = Arc::new(std::sync::Mutex::new(Registers::default()));
+    let copy = seen.clone();
+    put(&domain, SCRATCH + 64, &[ShutdownReason::REBOOT.0]);
+    let end: Stretch = Box::new(move |registers| {
+        *copy.lock().unwrap() = *registers;
+        registers.rax = Hypercall::SCHED_OP.0;
+        [registers.rdi, registers.rsi] = [SchedOp::SHUTDOWN.0.into(), SCRATCH + 64];
+        Exit::Hypercall
+    });
+    run(&domain, vec![callbacks, send, block, end]);
+    while sent.load(SeqCst) == 0 {
+        thread::yield_now();
+    }
+    assert!(port.notify());
+    let ended = domain.wait();
+    assert!(matches!(ended.reason, EndReason::Shutdown(ShutdownReason::REBOOT)));
+    let seen = *seen.lock().unwrap();
+    assert_eq!((seen.rip, seen.rsp), (0x7000, STACK - 56));
+    let mut frame = [0; 56];
+    domain.space.read(0, seen.rsp, &mut frame).unwrap();
+    let frame: Vec<_> =
+        frame.chunks(8).map(|w| u64::from_le_bytes(w.try_into().unwrap())).collect();
+    // rcx, r11, rip, the kernel's selector with a clear mask above it, flags with IF, rsp, ss.
+    assert_eq!(frame[2..], [0x1000, 0xe030, 1 << 9, STACK, 0xe02b]);
+    assert!(domain.vcpu(0).is_masked());
+}
+
+#[test]
+fn a_pause_holds_the_guest_and_lets_its_registers_be_changed() {
+    let (domain, _) = fake::domain(2);
+    put(&domain, SCRATCH, &[ShutdownReason::POWEROFF.0]);
+    assert!(domain.registers(0, |_| ()).is_none());
+    run(&domain, Vec::new());
+    domain.pause();
+    let rip = domain.registers(0, |cpu| {
+        cpu.registers.rbx = 42;
+        cpu.registers.rip
+    });
+    assert_eq!(rip, Some(0x1000));
+    domain.pause();
+    domain.unpause();
+    assert_eq!(domain.registers(0, |cpu| cpu.registers.rbx), Some(42));
+    domain.unpause();
+    domain.destroy();
+    assert!(matches!(domain.wait().reason, EndReason::Destroyed));
+}
+
+#[test]
+fn a_paused_domain_can_be_destroyed() {
+    let (domain, _) = fake::domain(2);
+    run(&domain, Vec::new());
+    domain.pause();
+    domain.destroy();
+    assert!(matches!(domain.wait().reason, EndReason::Destroyed));
+}
+
+#[test]
+fn timers_reach_a_guest_that_computes() {
+    let (domain, _) = fake::domain(2);
+    // VIRQ_TIMER of CPU 0, a callback, a one-shot timer that is due at once, events unmasked.
+    put(&domain, SCRATCH, &[Virq::TIMER.0, 0, 0]);
+    put(&domain, SCRATCH + 64, &[ShutdownReason::POWEROFF.0]);
+    let bind = call(Hypercall::EVENT_CHANNEL_OP, [1, SCRATCH, 0]);
+    let callbacks = call(Hypercall::SET_CALLBACKS, [0x7000, 0, 0]);
+    let arm = call(Hypercall::SET_TIMER_OP, [1, 0, 0]);
+    let end: Stretch = Box::new(|registers| {
+        registers.rax = Hypercall::SCHED_OP.0;
+        let op = if registers.rip == 0x7000 { SchedOp::SHUTDOWN } else { SchedOp::YIELD };
+        [registers.rdi, registers.rsi] = [op.0.into(), SCRATCH + 64];
+        Exit::Hypercall
+    });
+    run(&domain, vec![bind, callbacks, arm, end]);
+    assert!(matches!(domain.wait().reason, EndReason::Shutdown(ShutdownReason::POWEROFF)));
+}
+
+#[test]
+fn the_guests_own_watchdog_ends_it() {
+    let (domain, _) = fake::domain(2);
+    run(&domain, Vec::new());
+    domain.set_watchdog(0, 1, 1).unwrap();
+    domain.vcpu(0).wake();
+    assert!(matches!(domain.wait().reason, EndReason::Crashed(Cause::Watchdog)));
+}
+
+#[test]
+fn a_poll_ends_by_its_port_though_it_is_masked() {
+    let (domain, _) = fake::domain(2);
+    let port = domain.bind(Arc::new(|| {})).unwrap();
+    domain.ram().frame(domain.shared_info()).unwrap()[2560 / 8].store(u64::MAX, SeqCst);
+    domain.vcpu(0).set_masked(true);
+    put(&domain, SCRATCH, &[SCRATCH as u32 + 64, 0, 1, 0, 0, 0]);
+    put(&domain, SCRATCH + 64, &[1]);
+    put(&domain, SCRATCH + 128, &[ShutdownReason::POWEROFF.0]);
+    let poll = call(Hypercall::SCHED_OP, [SchedOp::POLL.0.into(), SCRATCH, 0]);
+    let end = call(Hypercall::SCHED_OP, [SchedOp::SHUTDOWN.0.into(), SCRATCH + 128, 0]);
+    run(&domain, vec![poll, end]);
+    while domain.vcpu(0).mode() != Mode::Polling {
+        thread::yield_now();
+    }
+    port.notify();
+    assert!(matches!(domain.wait().reason, EndReason::Shutdown(ShutdownReason::POWEROFF)));
+    assert_eq!(domain.id(), DomId(7));
+}

@@ -1,0 +1,113 @@
+//! Small state of a CPU that a process can only keep: segment bases, debug registers, CR0.TS, and the assists.
+
+use janus_proto::abi::xen::trap::SegmentBase;
+use janus_proto::abi::xen::{Errno, VmAssist, VmAssistCmd};
+
+use super::cpu::Cpu;
+use super::hypercall::Answer;
+use super::traps::{is_canonical, is_guests};
+
+/// Assists a 64-bit guest may have.
+const ASSISTS: [VmAssist; 4] = [
+    VmAssist::WRITABLE_PAGETABLES,
+    VmAssist::ARCHITECTURAL_IOPL,
+    VmAssist::RUNSTATE_UPDATE_FLAG,
+    VmAssist::M2P_STRICT,
+];
+
+pub(crate) fn set_segment_base(cpu: &mut Cpu, [which, base, ..]: [u64; 6]) -> Answer {
+    let Ok(which) = u32::try_from(which) else { return Answer::err(Errno::EINVAL) };
+    let which = SegmentBase(which);
+    let needs_address =
+        matches!(which, SegmentBase::FS | SegmentBase::GS_USER | SegmentBase::GS_KERNEL);
+    if needs_address && !is_canonical(base) {
+        return Answer::err(Errno::EINVAL);
+    }
+    let state = &mut cpu.state;
+    match which {
+        SegmentBase::FS => state.registers.fs_base = base,
+        // Only a kernel makes hypercalls: its own base is the active one.
+        SegmentBase::GS_KERNEL => state.registers.gs_base = base,
+        SegmentBase::GS_USER => state.other_gs_base = base,
+        SegmentBase::GS_USER_SEL => {
+            let selector = u16::try_from(base & 0xffff).unwrap_or(0);
+            // A null selector has base 0; the flat ones too.
+            state.other_gs_base = 0;
+            state.data[3] = selector;
+        }
+        _ => return Answer::err(Errno::EINVAL),
+    }
+    Answer::ok(0)
+}
+
+pub(crate) fn fpu_taskswitch(cpu: &mut Cpu, [set, ..]: [u64; 6]) -> Answer {
+    cpu.task_switched = set != 0;
+    Answer::ok(0)
+}
+
+/// Bits of DR7 that must be clear, and those that are always set.
+const DR7_ZERO: u64 = 0xd800;
+const DR7_ONE: u64 = 0x400;
+
+/// Keeps a debug register.
+///
+/// # Errors
+/// Not that value, or no such register.
+pub(crate) fn write_debug(cpu: &mut Cpu, index: usize, value: u64) -> Result<(), Errno> {
+    // CR4.DE is clear: 4 and 5 are other names of 6 and 7.
+    let (index, value) = match index {
+        0..=3 if is_guests(value) || value < 1 << 47 => (index, value),
+        0..=3 => return Err(Errno::EPERM),
+        4 | 6 if value >> 32 == 0 => (6, (value & 0xffff_efff) | 0xffff_0ff0),
+        5 | 7 if value >> 32 == 0 => {
+            // An I/O breakpoint (type 2) without CR4.DE means nothing, and is refused by Xen.
+            let io = (0..4).any(|slot| value >> (16 + slot * 4) & 3 == 2);
+            if io {
+                return Err(Errno::EPERM);
+            }
+            (7, (value & !DR7_ZERO) | DR7_ONE)
+        }
+        4..=7 => return Err(Errno::EPERM),
+        _ => return Err(Errno::ENODEV),
+    };
+    let place = cpu.state.debug.get_mut(index).ok_or(Errno::ENODEV)?;
+    *place = value;
+    Ok(())
+}
+
+/// Reads one; `None`: no such register.
+pub(crate) fn read_debug(cpu: &Cpu, index: usize) -> Option<u64> {
+    let index = match index {
+        4 => 6,
+        5 => 7,
+        other => other,
+    };
+    cpu.state.debug.get(index).copied()
+}
+
+pub(crate) fn set_debugreg(cpu: &mut Cpu, [index, value, ..]: [u64; 6]) -> Answer {
+    let index = usize::try_from(index).unwrap_or(usize::MAX);
+    Answer::from(write_debug(cpu, index, value).map(|()| 0))
+}
+
+pub(crate) fn get_debugreg(cpu: &mut Cpu, [index, ..]: [u64; 6]) -> Answer {
+    let index = usize::try_from(index).unwrap_or(usize::MAX);
+    Answer::from(read_debug(cpu, index).ok_or(Errno::EINVAL))
+}
+
+pub(crate) fn vm_assist(cpu: &mut Cpu, [command, kind, ..]: [u64; 6]) -> Answer {
+    let (Ok(command), Ok(kind)) = (u32::try_from(command), u32::try_from(kind)) else {
+        return Answer::err(Errno::EINVAL);
+    };
+    let kind = VmAssist(kind);
+    let on = match VmAssistCmd(command) {
+        VmAssistCmd::ENABLE => true,
+        VmAssistCmd::DISABLE => false,
+        _ => return Answer::err(Errno::ENOSYS),
+    };
+    if !ASSISTS.contains(&kind) {
+        return Answer::err(Errno::EINVAL);
+    }
+    cpu.domain.set_assist(kind, on);
+    Answer::ok(0)
+}

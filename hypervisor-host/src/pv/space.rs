@@ -1,0 +1,91 @@
+//! What the rest of the domain asks of the guest's memory: [`super::mm`] answers it, and tests have an answer of their own.
+
+use janus_proto::abi::xen::grant_table::{GrantStatus, MapFlags};
+use janus_proto::abi::xen::{Errno, Hypercall};
+use janus_proto::addr::Mfn;
+
+use super::grant::FrameTypes;
+use super::report::WalkStep;
+use crate::engine::{Fault, Vcpu};
+
+/// What became of a page fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resolution {
+    /// The page is there now: run the instruction again.
+    Retry,
+    /// The guest's tables do not allow the access: its own page fault, with this error code.
+    Guest(u32),
+    /// The guest's tables allow it, and a process cannot have a page there: the instruction is to be emulated.
+    Emulate,
+}
+
+/// The guest's memory. Locks inside: all of a domain's threads use it.
+pub trait Space: FrameTypes {
+    /// Copies from guest memory as the kernel of this CPU sees it.
+    ///
+    /// # Errors
+    /// `EFAULT`: some of it is not mapped; the buffer is then of no use.
+    fn read(&self, vcpu: usize, address: u64, buf: &mut [u8]) -> Result<(), Errno>;
+
+    /// Copies to guest memory as the kernel of this CPU sees it.
+    ///
+    /// # Errors
+    /// `EFAULT`: some of it is not mapped or cannot be written; what came before it may be.
+    fn write(&self, vcpu: usize, address: u64, bytes: &[u8]) -> Result<(), Errno>;
+
+    /// Maps what a page fault is about, if the guest's tables say so.
+    fn fault(&self, vcpu: usize, engine: &mut dyn Vcpu, fault: &Fault) -> Resolution;
+
+    /// Makes one of the memory calls; `None`: that is none of them.
+    fn hypercall(
+        &self,
+        vcpu: usize,
+        engine: &mut dyn Vcpu,
+        number: Hypercall,
+        arguments: [u64; 6],
+    ) -> Option<Result<u64, Errno>>;
+
+    /// Changes a CPU to the page tables of the other mode; `false`: it has none.
+    fn switch_mode(&self, vcpu: usize, engine: &mut dyn Vcpu, user: bool) -> bool;
+
+    /// Gives a CPU that is down its page tables (`VCPUOP_initialise`), and takes the references they need.
+    ///
+    /// # Errors
+    /// Not a top page table.
+    fn initialise(&self, vcpu: usize, root: Mfn, user_root: Option<Mfn>) -> Result<(), Errno>;
+
+    /// Puts a CPU on its kernel page table, on its own thread before it runs.
+    fn load(&self, vcpu: usize, engine: &mut dyn Vcpu);
+
+    /// Maps a granted frame where the flags say: at an address, or by a page-table entry.
+    ///
+    /// # Errors
+    /// What the guest is told.
+    fn map_grant(
+        &self,
+        vcpu: usize,
+        engine: &mut dyn Vcpu,
+        address: u64,
+        flags: MapFlags,
+        frame: Mfn,
+    ) -> Result<(), GrantStatus>;
+
+    /// Takes such a mapping away.
+    ///
+    /// # Errors
+    /// It is not there.
+    fn unmap_grant(
+        &self,
+        vcpu: usize,
+        engine: &mut dyn Vcpu,
+        address: u64,
+        flags: MapFlags,
+        frame: Mfn,
+    ) -> Result<(), GrantStatus>;
+
+    /// The kernel's and the user's top page table.
+    fn roots(&self, vcpu: usize) -> (Option<Mfn>, Option<Mfn>);
+
+    /// How an address is mapped, for reports.
+    fn walk(&self, vcpu: usize, address: u64) -> Vec<WalkStep>;
+}
