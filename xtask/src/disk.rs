@@ -59,7 +59,7 @@ pub(crate) fn ext4(folder: &Path, image: &Path, mib: u32) -> Result<PathBuf> {
     packages::ensure(&[packages::QEMU])?;
     let tool = paths::program(&["mke2fs"]).context("no mke2fs")?;
     // Made beside and moved: a half-made image must not be taken for a whole one.
-    let fresh = image.with_extension(format!("new{}", std::process::id()));
+    let fresh = paths::fresh(image);
     process::output(
         Command::new(tool)
             .args(["-q", "-F", "-t", "ext4", "-d"])
@@ -77,7 +77,7 @@ pub(crate) fn ext4(folder: &Path, image: &Path, mib: u32) -> Result<PathBuf> {
 /// It cannot be written.
 pub(crate) fn raw(name: &str, bytes: usize) -> Result<PathBuf> {
     let image = paths::cache("disk")?.join(name);
-    std::fs::write(&image, noise(bytes))?;
+    paths::replace(&image, &noise(bytes))?;
     Ok(image)
 }
 

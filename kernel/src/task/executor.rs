@@ -45,6 +45,7 @@ pub struct Cpu {
     /// The deadline that the platform's timer was last set to.
     armed_ns: AtomicU64,
     polls: AtomicU64,
+    passes: AtomicU64,
     idles: AtomicU64,
     idle_ns: AtomicU64,
 }
@@ -71,6 +72,7 @@ impl Cpu {
             fiber: AtomicPtr::new(core::ptr::null_mut()),
             armed_ns: AtomicU64::new(UNARMED),
             polls: AtomicU64::new(0),
+            passes: AtomicU64::new(0),
             idles: AtomicU64::new(0),
             idle_ns: AtomicU64::new(0),
         }
@@ -102,6 +104,7 @@ impl Cpu {
 
     /// Polls what is ready, one batch at most, and wakes what is due.
     fn run_batch(&self) {
+        self.passes.fetch_add(1, Ordering::Relaxed);
         for _ in 0..BATCH {
             let Some(runnable) = self.pop() else { break };
             self.polls.fetch_add(1, Ordering::Relaxed);
@@ -322,6 +325,8 @@ pub fn tasks() -> Vec<TaskStatus> {
 pub struct CpuStatistics {
     /// Task polls.
     pub polls: u64,
+    /// Times it went through its run queue and timers.
+    pub passes: u64,
     /// Times it waited for an interrupt.
     pub idles: u64,
     /// Time spent waiting.
@@ -334,6 +339,7 @@ pub fn statistics() -> CpuStatistics {
     let cpu = current_cpu();
     CpuStatistics {
         polls: cpu.polls.load(Ordering::Relaxed),
+        passes: cpu.passes.load(Ordering::Relaxed),
         idles: cpu.idles.load(Ordering::Relaxed),
         idle: Duration::from_nanos(cpu.idle_ns.load(Ordering::Relaxed)),
     }

@@ -76,7 +76,7 @@ fn sleeping_blocks_the_cpu_and_keeps_time() {
         let after = statistics();
         // Two deadlines: a handful of waits, not a spin.
         assert!((1..20).contains(&(after.idles - before.idles)), "{after:?}");
-        assert!(after.idle - before.idle >= Duration::from_millis(50));
+        assert!(after.passes - before.passes < 60 && after.idle > before.idle, "{after:?}");
     });
 }
 

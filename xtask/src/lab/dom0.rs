@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 
@@ -49,6 +50,9 @@ const VIF_SCRIPT: &str = include_str!("vif.sh");
 /// # Errors
 /// A package is missing, or a tool fails.
 pub(crate) fn assemble() -> Result<Parts> {
+    // The lab's rows and those in dom0's place begin at the same time; one of them does the work.
+    static ASSEMBLING: Mutex<()> = Mutex::new(());
+    let _assembling = ASSEMBLING.lock().unwrap_or_else(PoisonError::into_inner);
     packages::ensure(&[packages::XEN])?;
     let cache = paths::cache("lab")?;
     let source =
@@ -87,15 +91,12 @@ fn is_newer(made: &Path, source: &Path) -> bool {
 
 /// Replaces a file as a whole: another run may be reading it.
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let fresh = path.with_extension(format!("new{}", std::process::id()));
-    std::fs::write(&fresh, bytes).with_context(|| format!("cannot write {}", fresh.display()))?;
-    std::fs::rename(&fresh, path)?;
-    Ok(())
+    paths::replace(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Decompresses `bytes` with `gzip` or `xz` into `target`.
 fn unpack(tool: &str, bytes: &[u8], target: &Path) -> Result<()> {
-    let packed = target.with_extension(format!("packed{}", std::process::id()));
+    let packed = paths::fresh(target);
     std::fs::write(&packed, bytes)?;
     let output = Command::new(tool).arg("-dc").stdin(std::fs::File::open(&packed)?).output();
     std::fs::remove_file(&packed)?;

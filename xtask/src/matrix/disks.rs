@@ -1,5 +1,6 @@
 //! The disks that the matrix's tests ask for.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
@@ -9,14 +10,24 @@ use anyhow::{Context, Result};
 use super::data::DiskKind;
 use crate::{disk, paths, process};
 
-/// Makes (or finds) a disk image.
+/// A disk image, made once a run.
 ///
 /// # Errors
 /// A tool is missing or fails.
 pub(crate) fn image(kind: DiskKind) -> Result<PathBuf> {
     // Both workers of the matrix ask for the same disks.
-    static MAKING: Mutex<()> = Mutex::new(());
-    let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    static MADE: Mutex<BTreeMap<DiskKind, PathBuf>> = Mutex::new(BTreeMap::new());
+    let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(file) = made.get(&kind) {
+        return Ok(file.clone());
+    }
+    let file = make(kind)?;
+    made.insert(kind, file.clone());
+    Ok(file)
+}
+
+/// Makes a disk image anew. It replaces an older one as a whole: another run's machine may be using that.
+fn make(kind: DiskKind) -> Result<PathBuf> {
     let directory = paths::cache("disk")?;
     match kind {
         DiskKind::Files => Ok(disk::files()?.0),
@@ -32,13 +43,13 @@ pub(crate) fn image(kind: DiskKind) -> Result<PathBuf> {
                 *byte = noise;
             }
             let file = directory.join("corrupt.img");
-            std::fs::write(&file, bytes)?;
+            paths::replace(&file, &bytes)?;
             Ok(file)
         }
         DiskKind::Truncated => {
             let bytes = std::fs::read(disk::files()?.0)?;
             let file = directory.join("truncated.img");
-            std::fs::write(&file, bytes.get(..bytes.len() / 2).unwrap_or_default())?;
+            paths::replace(&file, bytes.get(..bytes.len() / 2).unwrap_or_default())?;
             Ok(file)
         }
         DiskKind::Fat => fat(),
@@ -49,13 +60,14 @@ pub(crate) fn image(kind: DiskKind) -> Result<PathBuf> {
 fn fat() -> Result<PathBuf> {
     let directory = paths::cache("disk")?;
     let file = directory.join("fat.img");
-    std::fs::write(&file, [])?;
-    std::fs::File::options().write(true).open(&file)?.set_len(32 << 20)?;
+    let fresh = paths::fresh(&file);
+    std::fs::File::create(&fresh)?.set_len(32 << 20)?;
     let greeting = directory.join("HELLO.TXT");
     std::fs::write(&greeting, "hello, world\n")?;
     let mformat = paths::program(&["mformat"]).context("no mformat (install mtools)")?;
-    process::output(Command::new(mformat).args(["-F", "-i"]).arg(&file).arg("::"))?;
-    process::output(Command::new("mcopy").arg("-i").arg(&file).arg(&greeting).arg("::HELLO.TXT"))?;
+    process::output(Command::new(mformat).args(["-F", "-i"]).arg(&fresh).arg("::"))?;
+    process::output(Command::new("mcopy").arg("-i").arg(&fresh).arg(&greeting).arg("::HELLO.TXT"))?;
+    std::fs::rename(&fresh, &file)?;
     Ok(file)
 }
 

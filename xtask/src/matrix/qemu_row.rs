@@ -185,6 +185,6 @@ pub(crate) fn run_as_dom0(
 pub(crate) fn cut(image: &Path, bytes: usize) -> Result<PathBuf> {
     let whole = std::fs::read(image)?;
     let file = paths::cache("images")?.join(format!("cut-{bytes}"));
-    std::fs::write(&file, whole.get(..bytes).unwrap_or(&whole))?;
+    paths::replace(&file, whole.get(..bytes).unwrap_or(&whole))?;
     Ok(file)
 }
