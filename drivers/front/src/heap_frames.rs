@@ -64,6 +64,7 @@ unsafe impl FrameSource for HeapFrames {
         unsafe { dealloc(start.as_ptr(), layout) };
     }
     fn guest_address(&self, memory: NonNull<u8>) -> Gpa {
-        Gpa(memory.addr().get() as u64)
+        // A fake device makes a pointer of it again.
+        Gpa(memory.as_ptr().expose_provenance() as u64)
     }
 }
