@@ -53,8 +53,8 @@ fn host(leaf: u32, subleaf: u32) -> Leaf {
 pub(crate) fn leaf(leaf: u32, subleaf: u32, time: &VcpuTimeInfo, os_xsave: bool) -> Leaf {
     const LAST_XEN_LEAF: u32 = XEN_CPUID_FIRST_LEAF + LEAF_PV;
     match leaf {
-        XEN_CPUID_FIRST_LEAF..=LAST_XEN_LEAF => xen(leaf - XEN_CPUID_FIRST_LEAF, subleaf, time),
-        0x4000_0000..=0x4fff_ffff => [0; 4],
+        0x4000_0000..=0x4fff_ffff if leaf > LAST_XEN_LEAF => [0; 4],
+        0x4000_0000..=0x4fff_ffff => xen(leaf - XEN_CPUID_FIRST_LEAF, subleaf, time),
         0x8000_0000.. if leaf > host(0x8000_0000, 0)[0] => [0; 4],
         0..0x4000_0000 if leaf > host(0, 0)[0] => [0; 4],
         1 => {

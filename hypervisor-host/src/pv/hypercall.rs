@@ -180,3 +180,6 @@ pub(crate) fn enter(cpu: &mut Cpu) -> Result<(), Over> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

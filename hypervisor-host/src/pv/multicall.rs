@@ -24,8 +24,9 @@ pub(crate) fn multicall(cpu: &mut Cpu, [list, count, ..]: [u64; 6]) -> Answer {
 fn run(cpu: &mut Cpu, list: u64, count: u32) -> Answer {
     let size = size_of::<MulticallEntry>() as u64;
     for index in 0..u64::from(count) {
-        // Whoever wants to stop the guest does not wait for four thousand million calls: the rest is as if the
-        // guest had made a shorter list, and the domain is over anyway.
+        // Whoever wants to stop the guest does not wait for four thousand million calls: the rest of the list is left
+        // undone, and nobody sees it because the domain is over.
+        cpu.attend();
         if cpu.domain.is_ending() {
             break;
         }

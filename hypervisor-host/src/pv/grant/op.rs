@@ -92,6 +92,7 @@ fn each<T: FromBytes + IntoBytes + Immutable>(
 ) -> Result<u64, Errno> {
     let size = size_of::<T>() as u64;
     for index in 0..u64::from(count) {
+        cpu.attend();
         if cpu.domain.is_ending() {
             break;
         }

@@ -163,7 +163,7 @@ fn a_poll_ends_by_its_port_though_it_is_masked() {
     let port = domain.bind(Arc::new(|| {})).unwrap();
     domain.ram().frame(domain.shared_info()).unwrap()[2560 / 8].store(u64::MAX, SeqCst);
     domain.vcpu(0).set_masked(true);
-    put(&domain, SCRATCH, &[SCRATCH as u32 + 64, 0, 1, 0, 0, 0]);
+    put(&domain, SCRATCH, &[0x5040, 0, 1, 0, 0, 0]);
     put(&domain, SCRATCH + 64, &[1]);
     put(&domain, SCRATCH + 128, &[ShutdownReason::POWEROFF.0]);
     let poll = call(Hypercall::SCHED_OP, [SchedOp::POLL.0.into(), SCRATCH, 0]);
