@@ -11,5 +11,6 @@ pub mod memory;
 pub mod netback;
 pub mod pv;
 pub mod storage;
+pub mod usernet;
 pub mod xenbus;
 pub mod xenstored;

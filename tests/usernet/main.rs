@@ -1,0 +1,8 @@
+//! The user network, with a guest made of smoltcp and peers on the host's loopback interface.
+
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "a test")]
+
+mod guest;
+mod datagrams;
+mod hostile;
+mod tcp;
