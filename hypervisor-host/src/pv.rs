@@ -8,6 +8,7 @@
 mod console_io;
 mod cpu;
 mod cpuid;
+pub mod debug;
 pub mod domain;
 mod emulate;
 pub mod events;

@@ -408,7 +408,8 @@ impl UserNet {
         };
         let mut published = Vec::new();
         for publish in publish {
-            let address = net.publish(publish).map_err(|error| StartError::Publish(publish, error))?;
+            let address =
+                net.publish(publish).map_err(|error| StartError::Publish(publish, error))?;
             published.push((publish, address));
         }
         let shared = Arc::new(Shared { net: Mutex::new(net), poller });
@@ -453,7 +454,9 @@ impl Drop for UserNet {
         }
         self.shared.poller.wake();
         // `on_receive` may own what owns us.
-        if let Some(thread) = self.thread.take().filter(|t| t.thread().id() != thread::current().id()) {
+        if let Some(thread) =
+            self.thread.take().filter(|t| t.thread().id() != thread::current().id())
+        {
             let _ = thread.join();
         }
     }

@@ -15,6 +15,7 @@ use janus_proto::addr::{DomId, Mfn, Port};
 use janus_proto::pvclock;
 
 use super::cpu::Cpu;
+use super::debug::{BREAKPOINT, DEBUG, Debugger};
 use super::events::{Events, Handler};
 use super::grant::{GrantTable, Grants};
 use super::report::{Cause, CpuState, Report};
@@ -24,7 +25,7 @@ use super::space::Space;
 use super::stats::{CallStats, Stats};
 use super::timers::{self, Clock, NEVER};
 use super::vcpu_info::{LEGACY_MAX_VCPUS, VcpuShared};
-use crate::engine::{EngineError, Registers, Vcpu};
+use crate::engine::{EngineError, Fault, Registers, Vcpu};
 use crate::machine::ram::Ram;
 
 /// What a domain is made of: the builder's result, and the toolstack's choices.
@@ -113,6 +114,7 @@ pub struct Domain {
     assists: AtomicU32,
     shutdown_code: Mutex<Option<ShutdownReason>>,
     watchdogs: Mutex<[u64; WATCHDOGS]>,
+    debugger: Mutex<Option<Debugger>>,
     debug_output: Mutex<Option<DebugOutput>>,
     debug_input: Mutex<VecDeque<u8>>,
     life: Mutex<Life>,
@@ -194,6 +196,7 @@ impl Domain {
             assists: AtomicU32::new(0),
             shutdown_code: Mutex::new(None),
             watchdogs: Mutex::new([NEVER; WATCHDOGS]),
+            debugger: Mutex::new(None),
             debug_output: Mutex::new(None),
             debug_input: Mutex::new(VecDeque::new()),
             life: Mutex::new(Life::default()),
@@ -492,6 +495,29 @@ impl Domain {
     pub(crate) fn watchdog(&self) -> u64 {
         let watchdogs = self.watchdogs.lock().unwrap_or_else(PoisonError::into_inner);
         watchdogs.iter().copied().min().unwrap_or(NEVER)
+    }
+
+    /// Sends debug exceptions and breakpoints there from now on, not to the guest; `None`: to the guest again.
+    pub fn set_debugger(&self, debugger: Option<Debugger>) {
+        *self.debugger.lock().unwrap_or_else(PoisonError::into_inner) = debugger;
+    }
+
+    /// Stops the domain for its debugger; `false`: it has none, or that is none of its exceptions.
+    pub(crate) fn stop_for_debugger(&self, vcpu: usize, fault: Fault) -> bool {
+        if !matches!(fault.vector, DEBUG | BREAKPOINT) {
+            return false;
+        }
+        let debugger = self.debugger.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(Debugger(hears)) = debugger else { return false };
+        let mut life = self.life();
+        life.pauses += 1;
+        self.attention.fetch_or(attention::PAUSE, Ordering::SeqCst);
+        drop(life);
+        for (_, shared) in self.vcpus.iter().enumerate().filter(|(index, _)| *index != vcpu) {
+            shared.wake();
+        }
+        hears(vcpu, fault);
+        true
     }
 
     /// Sends what the guest writes to the hypervisor's console there.

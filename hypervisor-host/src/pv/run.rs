@@ -134,6 +134,7 @@ fn handle(cpu: &mut Cpu, fault: Fault) -> Result<(), Cause> {
         }
         GENERAL_PROTECTION => emulate::general_protection(cpu, fault),
         INVALID_OPCODE if emulate::forced(cpu) => Ok(()),
+        _ if cpu.domain.stop_for_debugger(cpu.index, fault) => Ok(()),
         _ => traps::inject(cpu, fault),
     }
 }

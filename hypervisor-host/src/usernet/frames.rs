@@ -122,7 +122,8 @@ pub(super) fn start(buf: &mut Vec<u8>, to: Mac, ip: &Header, len: usize) {
     let (id, fragment) = (ip.id.to_be_bytes(), ip.fragment.to_be_bytes());
     let mut header = [0_u8; IPV4];
     let fields = [0x45, 0, total[0], total[1], id[0], id[1], fragment[0], fragment[1], HOP_LIMIT];
-    let rest = [ip.protocol, 0, 0].into_iter().chain(ip.source.octets()).chain(ip.destination.octets());
+    let rest =
+        [ip.protocol, 0, 0].into_iter().chain(ip.source.octets()).chain(ip.destination.octets());
     for (to, from) in header.iter_mut().zip(fields.into_iter().chain(rest)) {
         *to = from;
     }

@@ -72,7 +72,12 @@ impl Poller {
     }
 
     /// Adds a socket that is waited for `interest`, once.
-    pub(super) fn add(&self, socket: impl AsFd, token: Token, interest: Interest) -> io::Result<()> {
+    pub(super) fn add(
+        &self,
+        socket: impl AsFd,
+        token: Token,
+        interest: Interest,
+    ) -> io::Result<()> {
         let data = epoll::EventData::new_u64(token.to_u64());
         Ok(epoll::add(&self.epoll, socket, data, interest | epoll::EventFlags::ONESHOT)?)
     }
@@ -144,8 +149,7 @@ pub(super) fn connect_udp(to: SocketAddr) -> Result<OwnedFd, Errno> {
 /// A socket for ICMP echo, where `net.ipv4.ping_group_range` lets us have one.
 pub(super) fn connect_ping(to: IpAddr) -> Result<OwnedFd, Errno> {
     let kind = SocketType::DGRAM;
-    let socket =
-        rustix::net::socket_with(AddressFamily::INET, kind, FLAGS, Some(ipproto::ICMP))?;
+    let socket = rustix::net::socket_with(AddressFamily::INET, kind, FLAGS, Some(ipproto::ICMP))?;
     rustix::net::connect(&socket, &SocketAddr::new(to, 0))?;
     Ok(socket)
 }

@@ -121,7 +121,11 @@ impl Stack {
 
 enum Progress {
     /// The host's side is being opened; the guest's request waits.
-    Connecting { to: SocketAddr, request: Vec<u8>, len: usize },
+    Connecting {
+        to: SocketAddr,
+        request: Vec<u8>,
+        len: usize,
+    },
     Open(Stack),
 }
 
@@ -172,7 +176,8 @@ impl Connection {
                 Ok(Err(_)) | Err(_) => return socket.abort(),
             }
         }
-        let handshake = matches!(socket.state(), State::Listen | State::SynSent | State::SynReceived);
+        let handshake =
+            matches!(socket.state(), State::Listen | State::SynSent | State::SynReceived);
         if !self.passed_end
             && !handshake
             && !socket.may_recv()
@@ -415,7 +420,8 @@ impl Tcp {
             Progress::Open(mut stack) => {
                 self.large -= usize::from(stack.large);
                 stack.socket().abort();
-                if self.spare.iter().filter(|other| other.large == stack.large).count() < MAX_SPARE {
+                if self.spare.iter().filter(|other| other.large == stack.large).count() < MAX_SPARE
+                {
                     self.spare.push(stack);
                 }
             }

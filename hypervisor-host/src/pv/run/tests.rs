@@ -176,3 +176,25 @@ fn a_poll_ends_by_its_port_though_it_is_masked() {
     assert!(matches!(domain.wait().reason, EndReason::Shutdown(ShutdownReason::POWEROFF)));
     assert_eq!(domain.id(), DomId(7));
 }
+
+#[test]
+fn a_debugger_stops_the_domain_at_a_breakpoint_and_lets_it_go() {
+    let (domain, _) = fake::domain(2);
+    put(&domain, SCRATCH, &[ShutdownReason::POWEROFF.0]);
+    let (sender, stops) = std::sync::mpsc::channel();
+    let hears = move |vcpu, fault: Fault| sender.send((vcpu, fault.vector)).unwrap();
+    domain.set_debugger(Some(crate::pv::debug::Debugger(Arc::new(hears))));
+    let mut script: Vec<Stretch> = vec![Box::new(|registers| {
+        registers.rip = 0x2001;
+        Exit::Fault(Fault { vector: 3, error: 0, address: 0 })
+    })];
+    script.extend(shutdown(ShutdownReason::POWEROFF));
+    run(&domain, script);
+    assert_eq!(stops.recv().unwrap(), (0, 3));
+    domain.pause();
+    assert_eq!(domain.registers(0, |cpu| cpu.registers.rip), Some(0x2001));
+    domain.unpause();
+    assert!(domain.ended().is_none());
+    domain.unpause();
+    assert!(matches!(domain.wait().reason, EndReason::Shutdown(ShutdownReason::POWEROFF)));
+}
