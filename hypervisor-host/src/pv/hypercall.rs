@@ -155,8 +155,8 @@ pub(crate) fn dispatch(cpu: &mut Cpu, number: Hypercall, arguments: [u64; 6]) ->
         cpu.note_call(number, [arguments[0], arguments[1]], -i64::from(Errno::ENOSYS.0));
         return Answer::err(Errno::ENOSYS);
     };
-    let domain = std::sync::Arc::clone(&cpu.domain);
-    let answer = match domain.space.hypercall(cpu.index, &mut *cpu.engine, number, arguments) {
+    let space = &cpu.domain.space;
+    let answer = match space.hypercall(cpu.index, &mut *cpu.engine, number, arguments) {
         Some(result) => Answer::from(result),
         None => (entry.handler)(cpu, arguments),
     };

@@ -124,14 +124,11 @@ fn turn(cpu: &mut Cpu) -> Result<(), Over> {
 /// An exception: maps, emulates, or tells the guest.
 fn handle(cpu: &mut Cpu, fault: Fault) -> Result<(), Cause> {
     match fault.vector {
-        PAGE_FAULT => {
-            let domain = Arc::clone(&cpu.domain);
-            match domain.space.fault(cpu.index, &mut *cpu.engine, &fault) {
-                Resolution::Retry => Ok(()),
-                Resolution::Guest(error) => traps::inject(cpu, Fault { error, ..fault }),
-                Resolution::Emulate => emulate::access(cpu, fault),
-            }
-        }
+        PAGE_FAULT => match cpu.domain.space.fault(cpu.index, &mut *cpu.engine, &fault) {
+            Resolution::Retry => Ok(()),
+            Resolution::Guest(error) => traps::inject(cpu, Fault { error, ..fault }),
+            Resolution::Emulate => emulate::access(cpu, fault),
+        },
         GENERAL_PROTECTION => emulate::general_protection(cpu, fault),
         INVALID_OPCODE if emulate::forced(cpu) => Ok(()),
         _ if cpu.domain.stop_for_debugger(cpu.index, fault) => Ok(()),
@@ -142,15 +139,13 @@ fn handle(cpu: &mut Cpu, fault: Fault) -> Result<(), Cause> {
 impl Cpu {
     /// Loads the kernel's page table, before the first run.
     fn load(&mut self) {
-        let domain = Arc::clone(&self.domain);
-        domain.space.load(self.index, &mut *self.engine);
+        self.domain.space.load(self.index, &mut *self.engine);
     }
 
     /// Stands still while the domain is paused.
     pub(crate) fn attend(&mut self) {
         if self.domain.attention() & attention::PAUSE != 0 {
-            let domain = Arc::clone(&self.domain);
-            domain.stand(self.index, &mut self.state);
+            self.domain.stand(self.index, &mut self.state);
         }
     }
 
