@@ -12,7 +12,7 @@ use crate::fs::volume::Volume;
 use crate::net::Net;
 use crate::power::ExitStatus;
 use crate::shell::{self, ConsoleOutput, Session, Status};
-use crate::{devices, http, println, sync, task, time};
+use crate::{devices, entropy, http, println, sync, task, time};
 
 /// How long the devices that were there at boot may take.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -27,6 +27,12 @@ pub async fn run() -> ExitStatus {
     drop(task::spawn("mounter", mount_disks()));
     drop(task::spawn("network", serve_networks(options.clone())));
     settle().await;
+    if !entropy::is_strong() {
+        log::warn!(
+            "entropy: neither the CPU nor a device gives random numbers; what is here is good for sequence \
+             numbers, not for keys"
+        );
+    }
     let uptime = Duration::from_nanos(time::now().as_nanos());
     println!("janus: ready after {}.{:03} ms", uptime.as_millis(), uptime.subsec_micros() % 1000);
     if options.exec_without_commands {
@@ -152,7 +158,39 @@ async fn mount_modules() {
                 let place = mounts::add(volume);
                 println!("janus: mounted {name} ({kind}) on {place}");
             }
-            Err(error) => println!("janus: {name}: not mounted: {error}"),
+            Err(error) => match compression(module.data) {
+                Some(kind) => println!(
+                    "janus: {name}: not mounted: it is compressed ({kind}), and this kernel unpacks nothing: \
+                     give it the plain archive"
+                ),
+                None => println!("janus: {name}: not mounted: {error}"),
+            },
         }
+    }
+}
+
+/// The compression that a file's first bytes tell: what people give to kernels that unpack their initramfs.
+fn compression(data: &[u8]) -> Option<&'static str> {
+    const KINDS: [(&[u8], &str); 6] = [
+        (&[0x1f, 0x8b], "gzip"),
+        (&[0xfd, b'7', b'z', b'X', b'Z', 0], "xz"),
+        (&[0x28, 0xb5, 0x2f, 0xfd], "zstd"),
+        (b"BZh", "bzip2"),
+        (&[0x5d, 0, 0], "lzma"),
+        (&[0x02, 0x21, 0x4c, 0x18], "lz4"),
+    ];
+    KINDS.iter().find(|(magic, _)| data.starts_with(magic)).map(|(_, name)| *name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_compressed_module_is_called_so() {
+        assert_eq!(compression(&[0x1f, 0x8b, 8, 0]), Some("gzip"));
+        assert_eq!(compression(&[0x28, 0xb5, 0x2f, 0xfd, 4]), Some("zstd"));
+        assert_eq!(compression(b"070701"), None);
+        assert_eq!(compression(&[0x1f]), None);
     }
 }

@@ -29,7 +29,7 @@ pub(crate) fn build_all(packages: &[String]) -> Result<BTreeMap<String, PathBuf>
     let start = Instant::now();
     eprintln!("janus: building {} ({})", packages.join(", "), toolchain.description);
     let target = paths::guest_target();
-    let mut cargo = toolchain.cargo_build();
+    let mut cargo = toolchain.cargo("build");
     for package in packages {
         cargo.args(["-p", package]);
     }

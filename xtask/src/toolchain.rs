@@ -143,10 +143,10 @@ impl Pair {
 }
 
 impl Toolchain {
-    /// `cargo build` for the guest, ready for `-p` and the like.
-    pub(crate) fn cargo_build(&self) -> Command {
+    /// `cargo build`, or another subcommand that takes the same arguments, for the guest, ready for `-p` and the like.
+    pub(crate) fn cargo(&self, subcommand: &str) -> Command {
         let mut command = clean_command(&self.pair.cargo);
-        command.arg("build").env("RUSTC", &self.pair.rustc);
+        command.arg(subcommand).env("RUSTC", &self.pair.rustc);
         let rustdoc = self.pair.rustc.with_file_name("rustdoc");
         if rustdoc.is_file() {
             command.env("RUSTDOC", rustdoc);

@@ -5,8 +5,11 @@
 // UNSAFETY: device registers.
 #![expect(unsafe_code, reason = "device registers")]
 
+use alloc::boxed::Box;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Handler, IrqError, Registration, Source, apic, register_vector};
 use crate::firmware::{self, IoApicInfo, Polarity, Trigger};
@@ -71,13 +74,28 @@ pub(crate) fn init(list: &[IoApicInfo]) -> Result<(), MapError> {
     Ok(())
 }
 
-/// A line that is handled; dropping it masks the line and removes the handler.
+/// Handlers with their lines' numbers.
+type Handlers = IrqLock<Vec<(u64, Arc<Handler>)>>;
+
+/// The handlers of one pin. A level line may have several, whose devices all look whether it was theirs.
+struct Pin {
+    gsi: u32,
+    /// As it was programmed: who joins must agree.
+    low: u32,
+    handlers: Arc<Handlers>,
+    /// The vector, dropped after the pin is masked.
+    _registration: Registration,
+}
+
+static PINS: IrqLock<Vec<Pin>> = IrqLock::new(Vec::new());
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+
+/// A line that is handled; dropping it removes the handler, and masks the line if it was the last.
 #[derive(Debug)]
-#[must_use = "dropping it masks the line"]
+#[must_use = "dropping it removes the handler"]
 pub struct Line {
     gsi: u32,
-    /// Dropped after the line is masked.
-    _registration: Registration,
+    id: u64,
 }
 
 impl Line {
@@ -94,7 +112,21 @@ impl Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        with_pin(self.gsi, |io_apic, pin| io_apic.write(REDIRECTION + 2 * pin, MASKED));
+        let mut pins = PINS.lock();
+        let Some(index) = pins.iter().position(|pin| pin.gsi == self.gsi) else { return };
+        let Some(pin) = pins.get(index) else { return };
+        let mut handlers = pin.handlers.lock();
+        let mine = handlers.iter().position(|(id, _)| *id == self.id);
+        let gone = mine.map(|mine| handlers.swap_remove(mine));
+        let last = handlers.is_empty();
+        drop(handlers);
+        let unused = last.then(|| {
+            with_pin(self.gsi, |io_apic, pin| io_apic.write(REDIRECTION + 2 * pin, MASKED));
+            pins.swap_remove(index)
+        });
+        // What the handlers hold is freed without a lock.
+        drop(pins);
+        drop((gone, unused));
     }
 }
 
@@ -106,10 +138,11 @@ fn with_pin<T>(gsi: u32, work: impl FnOnce(&mut IoApic, u32) -> T) -> Option<T> 
     Some(work(io_apic, pin))
 }
 
-/// Handles a global system interrupt on this CPU.
+/// Handles a global system interrupt on this CPU. Level lines can be shared.
 ///
 /// # Errors
-/// No I/O APIC has the line, or no vector is left.
+/// No I/O APIC has the line, no vector is left, or the line is taken: edges are lost when shared, and a line has one
+/// trigger and polarity.
 pub fn register_gsi(
     gsi: u32,
     trigger: Trigger,
@@ -118,21 +151,42 @@ pub fn register_gsi(
     handler: Handler,
 ) -> Result<Line, IrqError> {
     with_pin(gsi, |_, _| ()).ok_or(IrqError::NoSuchLine)?;
-    let registration = register_vector(name, handler)?;
-    let Source::Vector(vector) = registration.source() else { return Err(IrqError::NoVector) };
-    let mut low = u32::from(vector);
+    let mut low = 0;
     if trigger == Trigger::Level {
         low |= LEVEL;
     }
     if polarity == Polarity::Low {
         low |= ACTIVE_LOW;
     }
+    let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+    let handler = Arc::new(handler);
+    let mut pins = PINS.lock();
+    if let Some(pin) = pins.iter().find(|pin| pin.gsi == gsi) {
+        if trigger != Trigger::Level || pin.low != low {
+            return Err(IrqError::Taken);
+        }
+        pin.handlers.lock().push((id, handler));
+        return Ok(Line { gsi, id });
+    }
+    let handlers = Arc::new(IrqLock::new(alloc::vec![(id, handler)]));
+    let shared = Arc::clone(&handlers);
+    let registration = register_vector(name, Box::new(move || run_all(&shared)))?;
+    let Source::Vector(vector) = registration.source() else { return Err(IrqError::NoVector) };
     let destination = apic::id();
     with_pin(gsi, |io_apic, pin| {
         io_apic.write(REDIRECTION + 2 * pin + 1, destination << 24);
-        io_apic.write(REDIRECTION + 2 * pin, low);
+        io_apic.write(REDIRECTION + 2 * pin, low | u32::from(vector));
     });
-    Ok(Line { gsi, _registration: registration })
+    pins.push(Pin { gsi, low, handlers, _registration: registration });
+    Ok(Line { gsi, id })
+}
+
+/// Calls the handlers of a line, one after the other; without the lock, which they may need.
+fn run_all(handlers: &Handlers) {
+    for index in 0.. {
+        let Some((_, handler)) = handlers.lock().get(index).cloned() else { return };
+        handler();
+    }
 }
 
 /// Handles an ISA interrupt on this CPU, wherever the firmware says that it goes.
@@ -145,5 +199,34 @@ pub fn register_isa(isa: u8, name: &'static str, handler: Handler) -> Result<Lin
     match exception {
         Some(o) => register_gsi(o.gsi, o.trigger, o.polarity, name, handler),
         None => register_gsi(u32::from(isa), Trigger::Edge, Polarity::High, name, handler),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    #[test]
+    fn every_handler_of_a_line_runs_even_when_one_leaves_meanwhile() {
+        static RAN: AtomicUsize = AtomicUsize::new(0);
+        let handlers = Arc::new(IrqLock::new(Vec::new()));
+        let counting = || -> Handler {
+            Box::new(|| {
+                RAN.fetch_add(1, Ordering::Relaxed);
+            })
+        };
+        let same = Arc::clone(&handlers);
+        let leaving: Handler = Box::new(move || drop(same.lock().pop()));
+        handlers.lock().extend([
+            (0, Arc::new(counting())),
+            (1, Arc::new(counting())),
+            (2, Arc::new(leaving)),
+        ]);
+        run_all(&handlers);
+        assert_eq!((RAN.load(Ordering::Relaxed), handlers.lock().len()), (2, 2));
+        run_all(&handlers);
+        assert_eq!(RAN.load(Ordering::Relaxed), 4);
     }
 }

@@ -64,12 +64,12 @@ impl Descriptor {
 #[cfg(target_os = "none")]
 #[must_use]
 pub fn all() -> &'static [Descriptor] {
-    // SAFETY: declares two symbols of boot/link.ld; they have no value, only addresses.
+    // Two symbols of boot/link.ld; they have no value, only addresses.
     unsafe extern "C" {
-        static janus_tests_start: Descriptor;
-        static janus_tests_end: Descriptor;
+        static janus_tests_start: u8;
+        static janus_tests_end: u8;
     }
-    let start = &raw const janus_tests_start;
+    let start = (&raw const janus_tests_start).cast::<Descriptor>();
     let end = &raw const janus_tests_end;
     let count = (end.addr() - start.addr()) / size_of::<Descriptor>();
     // SAFETY: between the two symbols lie only `Descriptor`s, which `guest_test!` puts there, in

@@ -1,8 +1,5 @@
 # Entry stubs of all 256 vectors, 16 bytes apart, and the common path that builds a `TrapFrame`.
 
-# Vectors for which the CPU pushes an error code: 8, 10-14, 17, 21, 29, 30.
-.set TRAP_HAS_ERROR_CODE, 0x60227d00
-
 .section .text.trap, "ax", @progbits
 .code64
 .balign 16
@@ -13,7 +10,7 @@ trap_stubs:
     .balign 16
     .if trap_vector >= 32
     push 0
-    .elseif ((TRAP_HAS_ERROR_CODE >> trap_vector) & 1) == 0
+    .elseif ((HAS_ERROR_CODE >> trap_vector) & 1) == 0
     push 0
     .endif
     push trap_vector
@@ -27,39 +24,10 @@ trap_stubs:
 .globl trap_common
 .type trap_common, @function
 trap_common:
-    push rdi
-    push rsi
-    push rdx
-    push rcx
-    push rax
-    push r8
-    push r9
-    push r10
-    push r11
-    push rbx
-    push rbp
-    push r12
-    push r13
-    push r14
-    push r15
+    SAVE_REGISTERS
     cld
     mov rdi, rsp
     call trap_entry
-    pop r15
-    pop r14
-    pop r13
-    pop r12
-    pop rbp
-    pop rbx
-    pop r11
-    pop r10
-    pop r9
-    pop r8
-    pop rax
-    pop rcx
-    pop rdx
-    pop rsi
-    pop rdi
-    add rsp, 16                             # vector and error code
+    RESTORE_REGISTERS
     iretq
 .size trap_common, . - trap_common

@@ -19,7 +19,12 @@ use x86_64::structures::tss::TaskStateSegment;
 use super::{DOUBLE_FAULT, MACHINE_CHECK, NMI};
 use crate::percpu::{self, CpuId};
 
-core::arch::global_asm!(include_str!("entry.s"), options(raw));
+core::arch::global_asm!(
+    include_str!("registers.s"),
+    include_str!("entry.s"),
+    include_str!("forget.s"),
+    options(raw)
+);
 
 /// Bytes in each interrupt stack.
 const IST_BYTES: usize = 2 * PAGE_SIZE;
@@ -87,7 +92,7 @@ pub(crate) unsafe fn init() {
     let tss =
         tables.gdt.append(unsafe { Descriptor::tss_segment_unchecked(&raw const tables.tss) });
     // SAFETY: `BOOT` is a static and its GDT is not changed any more.
-    unsafe { (*(&raw const tables.gdt)).load_unsafe() };
+    unsafe { tables.gdt.load_unsafe() };
     // SAFETY: the code segment just loaded, 64-bit, ring 0.
     unsafe { CS::set_reg(code) };
     // SAFETY: the data segment just loaded.

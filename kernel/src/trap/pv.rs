@@ -22,7 +22,12 @@ use crate::irq::evtchn;
 use crate::xen::shared_info;
 
 #[cfg(target_os = "none")]
-core::arch::global_asm!(include_str!("pv.s"), options(raw));
+core::arch::global_asm!(
+    include_str!("registers.s"),
+    include_str!("pv.s"),
+    include_str!("forget.s"),
+    options(raw)
+);
 
 /// Marks an event upcall in [`TrapFrame::vector`]; not a vector of the CPU.
 const EVENT: u64 = 0x100;

@@ -1,7 +1,5 @@
 # The way in and out under Xen PV. See trap/pv.rs for the rules.
 
-# Vectors for which Xen pushes an error code: 8, 10-14, 17, 21, 29, 30.
-.set PV_HAS_ERROR_CODE, 0x60227d00
 .set PV_EVENT, 0x100
 # Beyond iretq's own flags: the selectors of ring 3, where a PV kernel runs; Xen's frames say ring 0.
 .set PV_RPL, 3
@@ -10,25 +8,6 @@
 # struct vcpu_info of the boot CPU.
 .set UPCALL_PENDING, 0
 .set UPCALL_MASK, 1
-
-.macro PV_POP_REGISTERS
-    pop r15
-    pop r14
-    pop r13
-    pop r12
-    pop rbp
-    pop rbx
-    pop r11
-    pop r10
-    pop r9
-    pop r8
-    pop rax
-    pop rcx
-    pop rdx
-    pop rsi
-    pop rdi
-    add rsp, 16                     # vector, error code
-.endm
 
 .section .text.pv_traps, "ax", @progbits
 .code64
@@ -42,7 +21,7 @@ pv_trap_stubs:
     .balign 16
     pop rcx                         # Xen pushes these two on top of the CPU's frame
     pop r11
-    .if ((PV_HAS_ERROR_CODE >> vector) & 1) == 0
+    .if ((HAS_ERROR_CODE >> vector) & 1) == 0
     push 0
     .endif
     push vector
@@ -62,21 +41,7 @@ pv_event_again:
     push PV_EVENT
 
 pv_trap_common:
-    push rdi
-    push rsi
-    push rdx
-    push rcx
-    push rax
-    push r8
-    push r9
-    push r10
-    push r11
-    push rbx
-    push rbp
-    push r12
-    push r13
-    push r14
-    push r15
+    SAVE_REGISTERS
     cld
     mov rdi, rsp
     mov rbx, rsp                    # callee-saved
@@ -90,7 +55,7 @@ pv_trap_common:
     jb 1f
     cmp rax, offset pv_exit_end
     jb pv_exit_by_xen
-1:  PV_POP_REGISTERS
+1:  RESTORE_REGISTERS
     or dword ptr [rsp + 8], PV_RPL
     or dword ptr [rsp + 32], PV_RPL
     test dword ptr [rsp + 16], PV_IF
@@ -109,7 +74,7 @@ pv_exit_end:
 # struct iret_context on the stack: rax, r11, rcx, flags, then the frame as Xen made it. The hypercall
 # page's entry for iret pushes the registers itself, and is jumped to.
 pv_exit_by_xen:
-    PV_POP_REGISTERS
+    RESTORE_REGISTERS
     push 0
     jmp hypercall_page + 32 * HYPERVISOR_IRET
 .size pv_event_callback, . - pv_event_callback

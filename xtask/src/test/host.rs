@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::console::Echo;
 use crate::results::{Entry, Outcome, Results};
-use crate::toolchain::clean_command;
+use crate::toolchain::{self, clean_command};
 use crate::{packages, paths, process, tidy};
 
 /// Seconds that each fuzz target runs.
@@ -300,6 +300,7 @@ pub(super) fn source_rules(results: &Results) {
     let mut clippy = cargo();
     clippy.args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]);
     entry(results, "cargo clippy", &mut clippy, 8);
+    guest_lints(results);
     results.expect(1);
     let start = Instant::now();
     match tidy::check() {
@@ -314,6 +315,33 @@ pub(super) fn source_rules(results: &Results) {
         }
     }
 }
+
+/// The lints of what only the guest compiles: entry points, assembly's other side, privileged instructions.
+fn guest_lints(results: &Results) {
+    const NAME: &str = "cargo clippy (guest)";
+    let toolchain = match toolchain::find() {
+        Ok(toolchain) => toolchain,
+        Err(error) => {
+            results.expect(1);
+            results.single("host", NAME, Outcome::Error, format!("{error:#}"), Duration::ZERO);
+            return;
+        }
+    };
+    let mut clippy = toolchain.cargo("clippy");
+    for package in GUEST_PACKAGES {
+        clippy.args(["-p", package]);
+    }
+    // In the guest's own target directory: the dependencies' build scripts and macros are there already.
+    clippy
+        .args(["--profile", "guest", "--target-dir"])
+        .arg(paths::guest_target())
+        .args(["--", "-D", "warnings"])
+        .stdin(Stdio::null());
+    entry(results, NAME, &mut clippy, 8);
+}
+
+/// The packages that make guest images.
+const GUEST_PACKAGES: [&str; 3] = ["janus-kernel", "janus-guest-tests", "janus-hello-test"];
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,3 @@
+# See registers.s.
+.purgem SAVE_REGISTERS
+.purgem RESTORE_REGISTERS
