@@ -4,6 +4,7 @@
 //! registers, frames and addresses; it knows nothing of hypercalls, events or devices, which are in `crate::pv`. The
 //! first engine is the monitor: each virtual CPU is a child process whose only way out is a shared mailbox.
 
+pub mod monitor;
 pub mod ptrace;
 mod registers;
 
