@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use janus::netback::{Accepts, Frame, Gso, NetBackend};
 use janus::usernet::{Config, GATEWAY, LEASE, UserNet, UserNetBackend};
 use janus_proto::abi::xen_io::netif::GsoType;
-use smoltcp::iface::{Config as InterfaceConfig, Interface, SocketHandle, SocketSet};
+use smoltcp::iface::{Config as InterfaceConfig, Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, PacketMeta, RxToken, TxToken};
 use smoltcp::socket::tcp;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Cidr};
@@ -202,18 +202,33 @@ impl Guest {
         smoltcp::time::Instant::from_micros(i64::try_from(self.start.elapsed().as_micros()).unwrap())
     }
 
+    /// Does all that can be done: frames that were sent may have brought answers.
+    fn poll(&mut self) -> bool {
+        let mut any = false;
+        loop {
+            let now = self.now();
+            if self.iface.poll(now, &mut self.card, &mut self.sockets) == PollResult::None {
+                return any;
+            }
+            any = true;
+        }
+    }
+
     /// Runs the guest until `done` says something.
     pub(crate) fn until<T>(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> Option<T>) -> T {
         let start = Instant::now();
         loop {
-            let now = self.now();
-            self.iface.poll(now, &mut self.card, &mut self.sockets);
+            let before = self.poll();
             if let Some(result) = done(self) {
-                let now = self.now();
-                self.iface.poll(now, &mut self.card, &mut self.sockets);
+                self.poll();
                 return result;
             }
+            // What `done` did may have made room.
+            let after = self.poll();
             assert!(start.elapsed() < FOREVER, "it never happens: {what}");
+            if before || after {
+                continue;
+            }
             let now = self.now();
             let delay = self.iface.poll_delay(now, &self.sockets);
             let most = Duration::from_millis(50);

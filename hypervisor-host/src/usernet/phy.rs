@@ -115,7 +115,8 @@ impl phy::Device for Phy {
     }
 
     fn transmit(&mut self, _: Instant) -> Option<TxToken<'_>> {
-        self.output.frame.is_none().then(|| TxToken { output: &mut self.output, mss: None })
+        let free = self.output.frame.is_none();
+        free.then_some(TxToken { output: &mut self.output, mss: None })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {

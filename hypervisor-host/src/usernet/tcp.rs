@@ -450,6 +450,7 @@ impl Tcp {
         connection.writable |= ended || what.intersects(WRITE);
         // Towards the host it goes on even while the guest takes nothing.
         connection.exchange();
+        arm(link, connection, key);
         enqueue(link, connection, key);
     }
 
