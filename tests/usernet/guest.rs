@@ -199,7 +199,9 @@ impl Guest {
     }
 
     pub(crate) fn now(&self) -> smoltcp::time::Instant {
-        smoltcp::time::Instant::from_micros(i64::try_from(self.start.elapsed().as_micros()).unwrap())
+        smoltcp::time::Instant::from_micros(
+            i64::try_from(self.start.elapsed().as_micros()).unwrap(),
+        )
     }
 
     /// Does all that can be done: frames that were sent may have brought answers.
@@ -215,7 +217,11 @@ impl Guest {
     }
 
     /// Runs the guest until `done` says something.
-    pub(crate) fn until<T>(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> Option<T>) -> T {
+    pub(crate) fn until<T>(
+        &mut self,
+        what: &str,
+        mut done: impl FnMut(&mut Self) -> Option<T>,
+    ) -> T {
         let start = Instant::now();
         loop {
             let before = self.poll();
@@ -272,7 +278,8 @@ impl Guest {
 
 fn interface(card: &mut Card) -> Interface {
     let mut config = InterfaceConfig::new(HardwareAddress::Ethernet(EthernetAddress(MAC)));
-    config.random_seed = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(1, |t| t.subsec_nanos().into());
+    config.random_seed =
+        std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(1, |t| t.subsec_nanos().into());
     Interface::new(config, card, smoltcp::time::Instant::ZERO)
 }
 

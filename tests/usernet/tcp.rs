@@ -41,7 +41,12 @@ fn write_all(stream: &mut TcpStream, len: usize) {
 }
 
 /// Sends as much as there is room for; `true`: all is in.
-fn feed(guest: &mut Guest, handle: smoltcp::iface::SocketHandle, sent: &mut usize, total: usize) -> bool {
+fn feed(
+    guest: &mut Guest,
+    handle: smoltcp::iface::SocketHandle,
+    sent: &mut usize,
+    total: usize,
+) -> bool {
     while *sent < total && guest.tcp(handle).can_send() {
         *sent += guest
             .tcp(handle)
@@ -87,7 +92,9 @@ fn the_guest_sends_much_and_gets_much_back_after_its_half_close() {
         let mut guest = Guest::new(Config::default(), accepts);
         let handle = guest.connect((GATEWAY, port), 50_000);
         let mut sent = 0;
-        guest.until("everything is sent", |guest| feed(guest, handle, &mut sent, BULK).then_some(()));
+        guest.until("everything is sent", |guest| {
+            feed(guest, handle, &mut sent, BULK).then_some(())
+        });
         guest.tcp(handle).close();
         let mut got = 0;
         guest.until("everything is received", |guest| {
@@ -284,7 +291,9 @@ fn a_published_port_leads_into_the_guest_even_before_there_is_one() {
         let remote = guest.tcp(listening).remote_endpoint().unwrap();
         assert_eq!(remote.addr, GATEWAY.into(), "the gateway calls");
         let mut sent = 0;
-        guest.until("the answer is out", |guest| feed(guest, listening, &mut sent, BULK).then_some(()));
+        guest.until("the answer is out", |guest| {
+            feed(guest, listening, &mut sent, BULK).then_some(())
+        });
         guest.tcp(listening).close();
         guest.until("the connection is forgotten", |guest| (guest.net.open().0 == 0).then_some(()));
         assert_eq!(host.join().unwrap(), BULK);
