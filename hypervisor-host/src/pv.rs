@@ -6,6 +6,7 @@
 //! the answers are those of Xen 4.17.
 
 pub mod bare;
+mod access;
 mod console_io;
 mod cpu;
 mod cpuid;
@@ -17,6 +18,7 @@ pub mod events;
 mod fake;
 pub mod grant;
 pub mod hypercall;
+pub mod mm;
 mod msr;
 mod multicall;
 mod operand;

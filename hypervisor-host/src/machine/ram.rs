@@ -107,6 +107,25 @@ impl Ram {
         Some(unsafe { self.base.add(offset).cast().as_ref() })
     }
 
+    /// Gives a frame's memory back to the host; it reads as zero from here on. `false`: the host cannot do that, and
+    /// nothing has changed.
+    #[must_use]
+    pub fn discard(&self, frame: Mfn) -> bool {
+        let Some(offset) = self.offset(frame).and_then(|offset| i64::try_from(offset).ok()) else {
+            return false;
+        };
+        // SAFETY: `file` is ours; what it maps here is only handed out as atomics, which may change at any time.
+        let result = unsafe {
+            libc::fallocate(
+                self.file.as_raw_fd(),
+                libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+                offset,
+                4096,
+            )
+        };
+        result == 0
+    }
+
     /// `count` frames, one behind the other, as words of 32 bits; `None`: this guest does not have them all.
     #[must_use]
     pub fn words(&self, frame: Mfn, count: u64) -> Option<&[AtomicU32]> {

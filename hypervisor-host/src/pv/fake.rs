@@ -14,7 +14,7 @@ use super::cpu::Cpu;
 use super::domain::{Domain, Setup};
 use super::grant::{FrameTypes, MAX_GRANT_FRAMES, MAX_STATUS_FRAMES};
 use super::report::WalkStep;
-use super::space::{Resolution, Space};
+use super::space::{Resolution, Space, TableWrite};
 use crate::engine::{EngineError, Exit, Fault, Kicker, Mapping, Registers, Vcpu};
 use crate::machine::ram::{FIRST_FRAME, Ram};
 use crate::memory::{copy_in, copy_out};
@@ -68,6 +68,17 @@ impl Space for Flat {
     }
     fn fault(&self, _vcpu: usize, _engine: &mut dyn Vcpu, fault: &Fault) -> Resolution {
         Resolution::Guest(fault.error)
+    }
+    fn write_table(
+        &self,
+        _vcpu: usize,
+        _engine: &mut dyn Vcpu,
+        _address: u64,
+        _old: Option<u64>,
+        _new: u64,
+        _size: usize,
+    ) -> Option<TableWrite> {
+        None
     }
     fn hypercall(
         &self,

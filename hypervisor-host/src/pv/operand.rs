@@ -6,6 +6,7 @@
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::cpu::Cpu;
+use super::space::TableWrite;
 
 /// Repetitions of a string instruction done at once; the rest when it faults again.
 const MOST_REPEATS: u64 = 4096;
@@ -98,8 +99,56 @@ fn load(cpu: &Cpu, address: u64, size: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes))
 }
 
-fn store(cpu: &Cpu, address: u64, value: u64, size: usize) -> Option<()> {
-    cpu.write(address, value.to_le_bytes().get(..size)?).ok()
+fn store(cpu: &mut Cpu, address: u64, value: u64, size: usize) -> Option<()> {
+    if cpu.write(address, value.to_le_bytes().get(..size)?).is_ok() {
+        return Some(());
+    }
+    // Read-only: a page table perhaps, which Xen writes for the guest.
+    let domain = std::sync::Arc::clone(&cpu.domain);
+    domain.space.write_table(cpu.index, &mut *cpu.engine, address, None, value, size).map(drop)
+}
+
+/// `xchg` and `cmpxchg` on an entry of a page table: the write is made only if the entry is still what was read.
+fn exchange(cpu: &mut Cpu, instruction: &Instruction) -> Option<()> {
+    let size = size_of_operand(instruction, 0)?;
+    let compares = instruction.mnemonic() == Mnemonic::Cmpxchg;
+    let (memory, other) = match (instruction.op_kind(0), instruction.op_kind(1)) {
+        (OpKind::Memory, OpKind::Register) => (0, 1),
+        (OpKind::Register, OpKind::Memory) => (1, 0),
+        _ => return None,
+    };
+    let place = address(cpu, instruction, memory)?;
+    let new = value(cpu, instruction, other, size)?;
+    let accumulator = cpu.state.registers.rax & mask(size);
+    let domain = std::sync::Arc::clone(&cpu.domain);
+    let mut old = if compares { accumulator } else { load(cpu, place, size)? };
+    loop {
+        match domain.space.write_table(cpu.index, &mut *cpu.engine, place, Some(old), new, size)? {
+            TableWrite::Done => break,
+            TableWrite::Differs(there) => old = there,
+        }
+        if compares {
+            break;
+        }
+    }
+    if !compares {
+        return set_register(cpu, instruction.op_register(other), old);
+    }
+    let difference = accumulator.wrapping_sub(old) & mask(size);
+    let sign = 1 << (size * 8 - 1);
+    let overflow = (accumulator ^ old) & (accumulator ^ difference) & sign != 0;
+    let adjust = (accumulator ^ old ^ difference) & 0x10 != 0;
+    set_flags(cpu, difference, sign, accumulator < old, overflow, adjust);
+    if difference != 0 {
+        let accumulator = match size {
+            1 => Register::AL,
+            2 => Register::AX,
+            4 => Register::EAX,
+            _ => Register::RAX,
+        };
+        set_register(cpu, accumulator, old)?;
+    }
+    Some(())
 }
 
 /// The value of an operand of `size` bytes.
@@ -170,6 +219,7 @@ pub(super) fn step(cpu: &mut Cpu, instruction: &Instruction) -> Option<()> {
         | Mnemonic::Xor
         | Mnemonic::Cmp
         | Mnemonic::Test => arithmetic(cpu, instruction)?,
+        Mnemonic::Xchg | Mnemonic::Cmpxchg => exchange(cpu, instruction)?,
         Mnemonic::Cld => cpu.state.registers.rflags &= !DIRECTION,
         Mnemonic::Nop | Mnemonic::Endbr64 => {}
         Mnemonic::Push => {
@@ -258,11 +308,17 @@ fn arithmetic(cpu: &mut Cpu, instruction: &Instruction) -> Option<()> {
     if !matches!(mnemonic, Mnemonic::Cmp | Mnemonic::Test) {
         set_value(cpu, instruction, 0, result, size)?;
     }
+    let adjust = matches!(mnemonic, Mnemonic::Add | Mnemonic::Sub | Mnemonic::Cmp)
+        && (a ^ b ^ result) & 0x10 != 0;
+    set_flags(cpu, result, sign, carry, overflow, adjust);
+    Some(())
+}
+
+/// Sets the flags that an arithmetic instruction sets.
+fn set_flags(cpu: &mut Cpu, result: u64, sign: u64, carry: bool, overflow: bool, adjust: bool) {
     let flags = &mut cpu.state.registers.rflags;
     *flags &= !(CARRY | PARITY | ADJUST | ZERO | SIGN | OVERFLOW);
     let even = (result & 0xff).count_ones().is_multiple_of(2);
-    let adjust = matches!(mnemonic, Mnemonic::Add | Mnemonic::Sub | Mnemonic::Cmp)
-        && (a ^ b ^ result) & 0x10 != 0;
     for (set, flag) in [
         (carry, CARRY),
         (even, PARITY),
@@ -275,7 +331,6 @@ fn arithmetic(cpu: &mut Cpu, instruction: &Instruction) -> Option<()> {
             *flags |= flag;
         }
     }
-    Some(())
 }
 
 /// A string store or move, with or without `rep`.

@@ -19,6 +19,15 @@ pub enum Resolution {
     Emulate,
 }
 
+/// What became of a write to a page table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableWrite {
+    /// It is made.
+    Done,
+    /// It is not: something else is there now.
+    Differs(u64),
+}
+
 /// The guest's memory. Locks inside: all of a domain's threads use it.
 pub trait Space: FrameTypes {
     /// Copies from guest memory as the kernel of this CPU sees it.
@@ -35,6 +44,19 @@ pub trait Space: FrameTypes {
 
     /// Maps what a page fault is about, if the guest's tables say so.
     fn fault(&self, vcpu: usize, engine: &mut dyn Vcpu, fault: &Fault) -> Resolution;
+
+    /// Writes to an entry of a page table as the guest's own instruction at `address` would: `size` bytes, if (with
+    /// `old`) they are what the instruction has read. Xen lets a guest do so with tables of pages only, and checks the
+    /// entry as if it came by hypercall; `None`: there is no such table, or the entry is refused.
+    fn write_table(
+        &self,
+        vcpu: usize,
+        engine: &mut dyn Vcpu,
+        address: u64,
+        old: Option<u64>,
+        new: u64,
+        size: usize,
+    ) -> Option<TableWrite>;
 
     /// Makes one of the memory calls; `None`: that is none of them.
     fn hypercall(

@@ -164,6 +164,10 @@ open_flags! {
         const HOST_MAP = 1 << 1;
         /// Only for reading.
         const READONLY = 1 << 2;
+        /// For user mode too.
+        const APPLICATION_MAP = 1 << 3;
+        /// `host_addr` is the machine address of a page table entry.
+        const CONTAINS_PTE = 1 << 4;
     }
 }
 
