@@ -6,6 +6,7 @@
 
 pub mod blkback;
 pub mod engine;
+pub mod host;
 pub mod machine;
 pub mod memory;
 pub mod netback;

@@ -35,6 +35,27 @@ pub trait BlockBackend {
     fn discard(&mut self, sector: u64, sectors: u64) -> io::Result<()>;
 }
 
+impl<B: BlockBackend + ?Sized> BlockBackend for Box<B> {
+    fn sectors(&self) -> u64 {
+        (**self).sectors()
+    }
+    fn is_read_only(&self) -> bool {
+        (**self).is_read_only()
+    }
+    fn read(&mut self, sector: u64, buf: &mut [u8]) -> io::Result<()> {
+        (**self).read(sector, buf)
+    }
+    fn write(&mut self, sector: u64, bytes: &[u8]) -> io::Result<()> {
+        (**self).write(sector, bytes)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        (**self).flush()
+    }
+    fn discard(&mut self, sector: u64, sectors: u64) -> io::Result<()> {
+        (**self).discard(sector, sectors)
+    }
+}
+
 /// A disk in memory.
 #[derive(Clone, Debug)]
 pub struct MemoryDisk {
