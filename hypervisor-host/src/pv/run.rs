@@ -43,6 +43,8 @@ pub(crate) fn serve(mut cpu: Cpu) {
     cpu.shared().attach(kicker);
     if cpu.index == 0 {
         cpu.shared().set_initialised();
+        // As every PV CPU starts.
+        cpu.shared().set_masked(true);
         cpu.shared().timers.set_period(FIRST_PERIOD);
         cpu.shared().set_up(true);
         cpu.load();
