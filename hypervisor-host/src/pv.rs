@@ -5,8 +5,9 @@
 //! `hypercall` is the one table of calls. Layouts and numbers are in `janus_proto::abi::xen`; the order of checks and
 //! the answers are those of Xen 4.17.
 
-pub mod bare;
 mod access;
+pub mod bare;
+pub mod builder;
 mod console_io;
 mod cpu;
 mod cpuid;

@@ -52,7 +52,7 @@ fn load(page: &[AtomicU64; 512], offset: usize, buf: &mut [u8]) {
 }
 
 /// Copies bytes into a page. Bytes beside them are left alone, whoever writes them now.
-fn store(page: &[AtomicU64; 512], offset: usize, bytes: &[u8]) {
+pub(super) fn store(page: &[AtomicU64; 512], offset: usize, bytes: &[u8]) {
     let mut skip = offset % 8;
     let mut rest = bytes;
     for word in page.iter().skip(offset / 8) {

@@ -11,11 +11,10 @@ use janus_proto::addr::{Mfn, PAGE_SIZE};
 use super::Memory;
 use super::entry::{ENTRIES, Entry, LEVELS, index, is_guest_address};
 use super::machine_to_physical::{ALIAS, END, START};
+use crate::engine::monitor::{BOTTOM, TOP};
 use crate::engine::{Fault, Mapping, Protection, Vcpu};
 use crate::pv::report::WalkStep;
 
-/// Behind the last address that an engine can map.
-pub(crate) const TOP: u64 = 0x7fff_ff00_0000;
 /// Tables of pages, beyond the one with the fault, that are looked through in each direction.
 const MORE_TABLES: usize = 16;
 /// Pages of one table of pages, in bytes.
@@ -76,7 +75,7 @@ struct Part {
 
 /// Whether an engine can have a page at an address.
 fn is_mappable(address: u64) -> bool {
-    (PAGE_SIZE as u64..TOP).contains(&address)
+    (BOTTOM..TOP).contains(&address)
 }
 
 impl Memory {

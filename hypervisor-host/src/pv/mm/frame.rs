@@ -34,6 +34,12 @@ impl Kind {
         })
     }
 
+    /// Whether it is a page table.
+    #[must_use]
+    pub fn is_table(self) -> bool {
+        self.level().is_some()
+    }
+
     /// The level of a page table.
     pub(crate) fn level(self) -> Option<u8> {
         Some(match self {
