@@ -102,17 +102,24 @@ impl Monitor {
         let mut page = [0xcc; PAGE_SIZE];
         for (number, entry) in page.chunks_exact_mut(ENTRY).enumerate() {
             let mut code = Vec::with_capacity(ENTRY);
-            let mut gate = stub::gate();
+            let enter = |code: &mut Vec<u8>, gate: u64| {
+                code.push(0xb8); // mov eax, number
+                code.extend((number as u32).to_le_bytes());
+                code.extend([0x49, 0xbb]); // movabs r11, gate
+                code.extend(gate.to_le_bytes());
+            };
             if number == IRET {
                 // push rcx; push r11; push rax: what `struct iret_context` starts with (xen-x86_64.h)
                 code.extend([0x51, 0x41, 0x53, 0x50]);
-                gate = stub::gate_iret();
+                enter(&mut code, stub::gate_iret());
+                code.extend([0x41, 0xff, 0xe3]); // jmp r11
+            } else {
+                // As in Xen's own page, a call keeps rcx and r11: push rcx; push r11
+                code.extend([0x51, 0x41, 0x53]);
+                enter(&mut code, stub::gate());
+                code.extend([0x41, 0xff, 0xd3]); // call r11
+                code.extend([0x41, 0x5b, 0x59, 0xc3]); // pop r11; pop rcx; ret
             }
-            code.push(0xb8); // mov eax, number
-            code.extend((number as u32).to_le_bytes());
-            code.extend([0x49, 0xbb]); // movabs r11, gate
-            code.extend(gate.to_le_bytes());
-            code.extend([0x41, 0xff, 0xe3]); // jmp r11
             for (to, from) in entry.iter_mut().zip(code) {
                 *to = from;
             }
