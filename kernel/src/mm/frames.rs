@@ -47,6 +47,9 @@ const RANGES: usize = 64;
 struct State {
     map: FrameBitmap<'static>,
     total: usize,
+    /// Frames that [`defer`] took out and [`release`] has not brought back, and who brings them back.
+    deferred: usize,
+    extend: fn() -> bool,
     /// Usable memory, as first frame and one past the last; empty ranges at the end.
     ram: [(usize, usize); RANGES],
 }
@@ -120,7 +123,7 @@ pub unsafe fn init(
     for (slot, range) in ram.iter_mut().zip(usable()) {
         *slot = range;
     }
-    *state = Some(State { map: bitmap, total, ram });
+    *state = Some(State { map: bitmap, total, deferred: 0, extend: || false, ram });
     Ok(())
 }
 
@@ -151,6 +154,32 @@ fn place_table(
     )
 }
 
+/// Keeps free frames from `start` on back: they are not mapped yet. `extend` maps some of them and [`release`]s them,
+/// or answers `false`; it is called without locks of this module, when a request cannot be met otherwise.
+pub(crate) fn defer(start: Gpa, extend: fn() -> bool) {
+    let mut state = STATE.lock();
+    let Some(state) = state.as_mut() else { return };
+    let first = to_usize(start.0.div_ceil(PAGE_SIZE as u64));
+    let before = state.map.free_frames();
+    state.map.reserve_run(first, state.map.frames().saturating_sub(first));
+    state.deferred = before - state.map.free_frames();
+    state.extend = extend;
+}
+
+/// Makes deferred frames available: they are mapped now.
+pub(crate) fn release(start: Pfn, count: usize) {
+    let mut state = STATE.lock();
+    let Some(state) = state.as_mut() else { return };
+    let (first, end) = (to_usize(start.0), to_usize(start.0).saturating_add(count));
+    for (from, to) in state.ram {
+        let (from, to) = (from.max(first), to.min(end));
+        if from < to {
+            state.map.free_run(from, to - from);
+        }
+    }
+    state.deferred = state.deferred.saturating_sub(count);
+}
+
 /// Takes `count` adjacent frames; their contents are whatever was there.
 #[must_use]
 pub fn allocate(count: usize) -> Option<Pfn> {
@@ -160,6 +189,27 @@ pub fn allocate(count: usize) -> Option<Pfn> {
 /// Takes `count` adjacent frames, the first a multiple of `align` (a power of two).
 #[must_use]
 pub fn allocate_aligned(count: usize, align: usize) -> Option<Pfn> {
+    loop {
+        let extend = {
+            let mut state = STATE.lock();
+            let state = state.as_mut()?;
+            if let Some(start) = state.map.take_run(count, align, 0) {
+                return Some(Pfn(start as u64));
+            }
+            if state.deferred == 0 {
+                return None;
+            }
+            state.extend
+        };
+        if !extend() {
+            return None;
+        }
+    }
+}
+
+/// As [`allocate_aligned`], of the frames that are mapped already.
+#[must_use]
+pub(crate) fn take_mapped(count: usize, align: usize) -> Option<Pfn> {
     let start = STATE.lock().as_mut()?.map.take_run(count, align, 0)?;
     Some(Pfn(start as u64))
 }
@@ -188,7 +238,7 @@ pub fn is_ram(frame: Pfn, pages: usize) -> bool {
 
 impl State {
     fn statistics(&self) -> MemoryStatistics {
-        MemoryStatistics { total: self.total, free: self.map.free_frames() }
+        MemoryStatistics { total: self.total, free: self.map.free_frames() + self.deferred }
     }
 }
 

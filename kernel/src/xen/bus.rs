@@ -22,7 +22,7 @@ use janus_proto::xenstore::{StoreError, valid_path};
 use super::vbd::Vbd;
 use super::vif::Vif;
 use super::xenstore::{XenStore, XenStoreError};
-use crate::devices::Search;
+use crate::devices::{self, Search};
 use crate::irq::evtchn::EventError;
 use crate::sync::{IrqMutex, Notify};
 use crate::task::{self, Either};
@@ -30,6 +30,10 @@ use crate::time;
 
 /// How long the boot waits for a backend; Linux's takes milliseconds, or for ever.
 const BOOT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long it waits for one that has no state yet: toolstacks make both ends before the guest runs.
+const ABSENCE_PATIENCE: Duration = Duration::from_millis(500);
+/// How long `device` goes unwatched while the devices that were there at boot connect.
+const UNWATCHED: Duration = Duration::from_secs(1);
 /// How long a backend may take to let go of a ring before the pages are given up.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -134,7 +138,8 @@ impl Device {
     }
 }
 
-const CLASSES: [&str; 2] = ["vbd", "vif"];
+/// Network cards first: their backends take longer.
+const CLASSES: [&str; 2] = ["vif", "vbd"];
 
 /// How a directory is served.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -169,24 +174,43 @@ impl Bus {
     }
 
     async fn follow(self: &Arc<Self>, search: Search) -> Result<(), XenStoreError> {
-        let mut search = Some(search);
+        self.look(true).await?;
+        drop(search);
+        // Watched from the start, each node that the devices publish would come back as an event, and the daemon
+        // is what the boot waits for. The watch's first event tells of anything that came in between.
+        if time::timeout(UNWATCHED, devices::settled()).await.is_err() {
+            log::debug!("xenbus: some backend is slow");
+        }
         let mut watch = self.store.watch("device").await?;
         loop {
-            self.look(search.is_some()).await?;
-            search = None;
-            if let Either::First(change) =
-                task::select(watch.changed(), self.ended.notified()).await
-            {
-                change?;
+            match task::select(watch.changed(), self.ended.notified()).await {
+                Either::First(change) => {
+                    if !self.concerns(&change?) {
+                        continue;
+                    }
+                }
+                Either::Second(()) => {}
             }
+            self.look(false).await?;
+        }
+    }
+
+    /// Whether a change of `path` may have to do with which devices there are: what is below the directory of a
+    /// device that is known has not.
+    fn concerns(&self, path: &str) -> bool {
+        match path.match_indices('/').nth(2).and_then(|(end, _)| path.get(..end)) {
+            Some(front) => !self.known.lock().contains_key(front),
+            None => true,
         }
     }
 
     /// Starts a task for each device that has none.
     async fn look(self: &Arc<Self>, booting: bool) -> Result<(), XenStoreError> {
-        for class in CLASSES {
-            let directory = format!("device/{class}");
-            let names = match self.store.list(&directory).await {
+        let directories = CLASSES.map(|class| format!("device/{class}"));
+        let [first, second] = &directories;
+        let (first, second) = task::join(self.store.list(first), self.store.list(second)).await;
+        for ((class, directory), listed) in CLASSES.iter().zip(&directories).zip([first, second]) {
+            let names = match listed {
                 Ok(names) => names,
                 Err(error) if error.is_not_found() => Vec::new(),
                 Err(error) => return Err(error),
@@ -327,6 +351,8 @@ impl Life {
     async fn run(&mut self) -> Result<(), BusError> {
         let path = format!("{}/state", self.place.back);
         let mut watch = self.place.store.watch(&path).await?;
+        // The first event comes with the watch.
+        watch.changed().await?;
         loop {
             let state = match self.place.store.read(&path).await {
                 Ok(value) => XenbusState::parse(&value),
@@ -354,7 +380,8 @@ impl Life {
                 Some(RELEASE_PATIENCE)
             } else if self.search.is_some() {
                 let left = self.boot_deadline_ns.saturating_sub(time::now().as_nanos());
-                Some(Duration::from_nanos(left))
+                let left = Duration::from_nanos(left);
+                Some(if state == XenbusState::UNKNOWN { left.min(ABSENCE_PATIENCE) } else { left })
             } else {
                 None
             };

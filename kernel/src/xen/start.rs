@@ -3,7 +3,6 @@
 #![expect(unsafe_code, reason = "first use of memory")]
 
 use janus_boot::{BootInfo, MemoryKind, MemoryRange, Protocol};
-use janus_proto::addr::Gpa;
 
 use super::{console, grant};
 use crate::mm::{frames, paging};
@@ -26,13 +25,15 @@ pub(crate) fn start_pv(info: &BootInfo) {
     }
     let mut taken = taken(info);
     // SAFETY: 1. Xen's tables, in force; 2. these are the image's parts, and `reserved` names all else.
-    let tables = unsafe { paging::pv::init(start, &taken, &sections()) }
-        .unwrap_or_else(|error| fail("page tables", error));
+    let paging::pv::Completed { tables, mapped_end } =
+        unsafe { paging::pv::init(start, &taken, &sections()) }
+            .unwrap_or_else(|error| fail("page tables", error));
     let len = tables.end.0 - tables.start.0;
     taken.push(MemoryRange { start: tables.start, len, kind: MemoryKind::Reserved });
-    // SAFETY: 1. as above, with the new tables; 2. all memory is mapped now.
-    unsafe { frames::init(info.memory.ranges(), &taken, Gpa(u64::MAX)) }
+    // SAFETY: 1. as above, with the new tables; 2. all memory below is mapped now.
+    unsafe { frames::init(info.memory.ranges(), &taken, mapped_end) }
         .unwrap_or_else(|error| fail("memory", error));
+    frames::defer(mapped_end, paging::pv::extend);
     console::init_pv(start);
     logger::init(crate::command_line());
     xen_pv::init_timer().unwrap_or_else(|error| fail("timer", error));

@@ -4,6 +4,7 @@
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use core::time::Duration;
 
 use janus_boot::{BootInfo, Protocol};
 use janus_proto::abi::xen::hvm::HvmParam;
@@ -13,10 +14,10 @@ use spin::Once;
 
 use super::xenstore::XenStore;
 use super::{balloon, bus, control, hal};
-use crate::hypercall;
 use crate::irq::evtchn;
 use crate::mm::paging::pv;
 use crate::platform::{self, Platform};
+use crate::{devices, hypercall, task, time};
 
 static STORE: Once<Arc<XenStore>> = Once::new();
 
@@ -36,6 +37,18 @@ fn find(info: &BootInfo) -> Option<(Pfn, Port)> {
     let frame = hypercall::hvm::param(HvmParam::STORE_PFN).ok()?;
     let port = u32::try_from(hypercall::hvm::param(HvmParam::STORE_EVTCHN).ok()?).ok()?;
     (frame != 0 && port != 0).then_some((Pfn(frame), Port(port)))
+}
+
+/// What the toolstack may ask for has time until the devices are there: the daemon does one thing after the other.
+const DEVICES_FIRST: Duration = Duration::from_secs(1);
+
+async fn serve_toolstack(store: &Arc<XenStore>, info: &'static BootInfo) {
+    // Whether or not they came in time.
+    let _ = time::timeout(DEVICES_FIRST, devices::settled()).await;
+    control::start(Arc::clone(store));
+    if platform::current() == Platform::XenPv {
+        balloon::start(Arc::clone(store), info);
+    }
 }
 
 /// Connects to xenstore and starts the bus. Nothing happens where there is no xenstore.
@@ -64,8 +77,11 @@ pub(crate) fn init(info: &'static BootInfo) {
         Ok(channel) => {
             let _ = channel.keep();
             bus::start(Arc::clone(store), &hal::HAL);
-            control::start(Arc::clone(store));
-            balloon::start(Arc::clone(store), info);
+            if platform::current() == Platform::XenPvh {
+                // Memory beyond the target may not be there: the sooner it is known the better.
+                balloon::start(Arc::clone(store), info);
+            }
+            drop(task::spawn("toolstack", serve_toolstack(store, info)));
         }
         Err(error) => log::error!("xenstore: {error}"),
     }

@@ -32,7 +32,7 @@ impl Vbd {
         let setup = Setup::new(place.hal, place.peer, Offer::read(&backend)?)?;
         let nodes = setup.publication();
         self.setup = Some(setup);
-        Ok(place.store.write_all(&place.front, &nodes).await?)
+        Ok(place.store.write_each(&place.front, &nodes).await?)
     }
 
     /// Registers the disk; answers its name.

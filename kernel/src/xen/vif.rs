@@ -17,6 +17,7 @@ use super::bus::{BusError, Place};
 use crate::devices;
 use crate::irq::evtchn::{self, EventChannel, EventError};
 use crate::net::Net;
+use crate::task;
 
 /// A card in any state.
 #[derive(Default)]
@@ -31,14 +32,15 @@ impl Vif {
 
     /// Makes the rings and tells the backend of them.
     pub(super) async fn publish(&mut self, place: &Place) -> Result<(), BusError> {
-        let backend = place.store.read_nodes(&place.back, OFFER_NODES).await?;
-        let own = place.store.read_nodes(&place.front, OWN_NODES).await?;
-        let offer = Offer::read(&backend, &own, NetOffloads::all())?;
+        let backend = place.store.read_nodes(&place.back, OFFER_NODES);
+        let own = place.store.read_nodes(&place.front, OWN_NODES);
+        let (backend, own) = task::join(backend, own).await;
+        let offer = Offer::read(&backend?, &own?, NetOffloads::all())?;
         let mut device = Netfront::new(place.hal, place.peer, offer, self.grave.clone())?;
         janus_front::class::NetDevice::kick(&mut device);
         let nodes = device.publication();
         self.published = Some(device);
-        Ok(place.store.write_all(&place.front, &nodes).await?)
+        Ok(place.store.write_each(&place.front, &nodes).await?)
     }
 
     /// Registers the card; answers its name.

@@ -83,12 +83,13 @@ enum Answer {
     Abandoned,
 }
 
-/// Changed paths that a watch keeps for its reader at most. Readers look at the store, not at the number of
-/// events, so the newest are dropped.
+/// Changed paths that a watch keeps for its reader at most. Beyond that, the watched node itself stands for
+/// whatever changed below it.
 const WATCH_EVENTS: usize = 128;
 
-#[derive(Default)]
 struct WatchState {
+    /// What is watched.
+    path: String,
     changed: VecDeque<String>,
     waker: Option<Waker>,
 }
@@ -148,8 +149,13 @@ impl Inner {
             Event::Reply { id, result } => self.answer(id, result.map_err(XenStoreError::Refused)),
             Event::Changed { token, path } => {
                 let Some(watch) = self.watches.get_mut(&token) else { return };
-                if watch.changed.len() < WATCH_EVENTS && !watch.changed.contains(&path) {
-                    watch.changed.push_back(path);
+                if !watch.changed.contains(&path) {
+                    if watch.changed.len() >= WATCH_EVENTS {
+                        watch.changed.clear();
+                        watch.changed.push_back(watch.path.clone());
+                    } else {
+                        watch.changed.push_back(path);
+                    }
                 }
                 if let Some(waker) = watch.waker.take() {
                     waker.wake();
@@ -376,6 +382,28 @@ impl XenStore {
         self.ask(TransactionId::NONE, &request).await.map(drop)
     }
 
+    /// Writes `nodes` below `directory`, all asked for at once and done in their order. For nodes that nobody looks at
+    /// before another one tells them to: a transaction costs the daemon more than they do.
+    ///
+    /// # Errors
+    /// [`XenStoreError`]; some may have been written then.
+    pub async fn write_each(
+        &self,
+        directory: &str,
+        nodes: &[(String, String)],
+    ) -> Result<(), XenStoreError> {
+        let mut asked = Vec::with_capacity(nodes.len());
+        for (name, value) in nodes {
+            let path = alloc::format!("{directory}/{name}");
+            let request = Request::Write { path: &path, value: value.as_bytes() };
+            asked.push(self.ask(TransactionId::NONE, &request));
+        }
+        for asked in asked {
+            asked.await?;
+        }
+        Ok(())
+    }
+
     /// Writes `nodes` below `directory`, all or none, again whenever others got in between.
     ///
     /// # Errors
@@ -428,9 +456,10 @@ impl XenStore {
             }
             let (id, token) = inner.client.watch(path).map_err(XenStoreError::Request)?;
             inner.answers.insert(id, Answer::Waiting(None));
-            inner.watches.insert(token, WatchState::default());
-            inner.pump();
             let path = String::from(path);
+            let state = WatchState { path: path.clone(), changed: VecDeque::new(), waker: None };
+            inner.watches.insert(token, state);
+            inner.pump();
             (
                 Asked { store: self, state: Some(Ok(id)) },
                 Watch { store: Arc::clone(self), path, token },

@@ -100,8 +100,16 @@ trait TableFrames {
 struct Allocator;
 
 impl TableFrames for Allocator {
-    fn next(&mut self, _tables: &Tables) -> Result<Pfn, MapError> {
-        frames::allocate(1).ok_or(MapError::OutOfMemory)
+    fn next(&mut self, tables: &Tables) -> Result<Pfn, MapError> {
+        // The tables are locked, so the allocator cannot ask for more memory by itself.
+        loop {
+            if let Some(frame) = frames::take_mapped(1, 1) {
+                return Ok(frame);
+            }
+            if !tables.extend() {
+                return Err(MapError::OutOfMemory);
+            }
+        }
     }
 }
 
@@ -131,7 +139,61 @@ impl TableFrames for BootFrames<'_> {
     }
 }
 
+/// Memory mapped at boot, in pages: 16 MiB after the boot area.
+const EAGER: usize = (16 << 20) / PAGE_SIZE;
+
+/// Memory that is not mapped yet. Xen checks every entry of a new table, which takes longer than the rest of a small
+/// guest's boot, and much of the memory is never used: it is mapped as the frame allocator runs out, a table at a time.
+struct Deferred {
+    /// The first page, of a table's first entry.
+    next: usize,
+    end: usize,
+    /// A frame for the next table.
+    spare: Option<Pfn>,
+}
+
+static DEFERRED: IrqLock<Option<Deferred>> = IrqLock::new(None);
+
+/// A frame that is at hand.
+impl TableFrames for Option<Pfn> {
+    fn next(&mut self, _tables: &Tables) -> Result<Pfn, MapError> {
+        self.take().ok_or(MapError::OutOfMemory)
+    }
+}
+
+/// Maps more memory, for the frame allocator; `false`: there is none, or the tables are being changed.
+pub(crate) fn extend() -> bool {
+    TABLES.try_lock().is_some_and(|tables| tables.as_ref().is_some_and(Tables::extend))
+}
+
 impl Tables {
+    /// Maps the memory of one more table and gives it to the frame allocator; `false`: there is none.
+    fn extend(&self) -> bool {
+        let mut guard = DEFERRED.lock();
+        let Some(deferred) = guard.as_mut().filter(|deferred| deferred.next < deferred.end) else {
+            return false;
+        };
+        let base = deferred.next;
+        let Some((1, parent)) = self.missing(base * PAGE_SIZE) else { return false };
+        // SAFETY: our own memory at its own address, which nobody uses yet.
+        if unsafe { self.hang(&mut deferred.spare, parent, |index| self.own(base + index)) }
+            .is_err()
+        {
+            // Whatever Xen has against it will not change.
+            deferred.end = base;
+            return false;
+        }
+        deferred.next = base + ENTRIES;
+        frames::release(Pfn(base as u64), ENTRIES.min(deferred.end - base));
+        deferred.spare = frames::take_mapped(1, 1);
+        true
+    }
+
+    /// The entry for a page of ours at its own address; 0 if there is no memory.
+    fn own(&self, page: usize) -> u64 {
+        self.mfn(Pfn(page as u64)).map_or(0, |mfn| (mfn.0 << 12) | page_flags(Flags::WRITE))
+    }
+
     /// The machine frame of a page of ours.
     fn mfn(&self, frame: Pfn) -> Option<Mfn> {
         let index = to_usize(frame.0);
@@ -229,8 +291,17 @@ impl Tables {
     }
 }
 
+/// What [`init`] made.
+#[derive(Clone, Debug)]
+pub(crate) struct Completed {
+    /// Where the new tables are.
+    pub(crate) tables: core::ops::Range<Gpa>,
+    /// Memory from here on is mapped by [`extend`].
+    pub(crate) mapped_end: Gpa,
+}
+
 /// Completes Xen's tables: all memory of the domain at its own address, writable and not executable,
-/// without page 0; the image's `sections` as they say. Answers where the new tables are.
+/// without page 0; the image's `sections` as they say. Memory far behind the boot area is left for later.
 ///
 /// # Errors
 /// Memory for the tables is missing, or Xen refused one.
@@ -242,7 +313,7 @@ pub(crate) unsafe fn init(
     start: &StartInfo,
     taken: &[MemoryRange],
     sections: &[Section],
-) -> Result<core::ops::Range<Gpa>, MapError> {
+) -> Result<Completed, MapError> {
     let tables = Tables {
         root: to_usize(start.pt_base),
         p2m: to_usize(start.mfn_list),
@@ -276,18 +347,24 @@ pub(crate) unsafe fn init(
     unsafe { batch.flush() }?;
 
     page = page.max(to_usize(first));
+    let in_use = taken.iter().map(|range| range.start.0.saturating_add(range.len)).max();
+    let in_use = to_usize(in_use.unwrap_or(0).div_ceil(PAGE_SIZE as u64));
+    let eager = (page.max(in_use) + EAGER).next_multiple_of(ENTRIES);
+    let mut deferred: Option<Deferred> = None;
     while page < tables.pages {
         let va = page * PAGE_SIZE;
         match tables.missing(va) {
             Some((1, parent)) => {
                 let base = page - page % ENTRIES;
-                let contents = |index: usize| {
-                    tables
-                        .mfn(Pfn((base + index) as u64))
-                        .map_or(0, |mfn| (mfn.0 << 12) | page_flags(Flags::WRITE))
-                };
-                // SAFETY: our own memory at its own address, which nobody uses yet.
-                unsafe { tables.hang(&mut frames, parent, contents) }?;
+                if base >= eager {
+                    if deferred.is_none() {
+                        let spare = Some(frames.next(&tables)?);
+                        deferred = Some(Deferred { next: base, end: tables.pages, spare });
+                    }
+                } else {
+                    // SAFETY: our own memory at its own address, which nobody uses yet.
+                    unsafe { tables.hang(&mut frames, parent, |index| tables.own(base + index)) }?;
+                }
                 page = base + ENTRIES;
             }
             Some((_, parent)) => {
@@ -309,6 +386,8 @@ pub(crate) unsafe fn init(
     // SAFETY: as above.
     unsafe { batch.flush() }?;
 
+    let mapped_end = deferred.as_ref().map_or(u64::MAX, |d| (d.next * PAGE_SIZE) as u64);
+    *DEFERRED.lock() = deferred;
     *TABLES.lock() = Some(tables);
     for section in sections {
         let pages = section.end.saturating_sub(section.start).div_ceil(PAGE_SIZE);
@@ -317,7 +396,7 @@ pub(crate) unsafe fn init(
     }
     // SAFETY: nothing is at page 0, on purpose.
     unsafe { unmap(0, 1) }?;
-    Ok(Gpa(first << 12)..Gpa(frames.next << 12))
+    Ok(Completed { tables: Gpa(first << 12)..Gpa(frames.next << 12), mapped_end: Gpa(mapped_end) })
 }
 
 /// The machine frame of a page of ours; `None` outside our memory.

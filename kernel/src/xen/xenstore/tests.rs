@@ -223,6 +223,17 @@ fn transactions_are_tried_again_and_abandoned_when_dropped() {
 }
 
 #[test]
+fn nodes_are_written_in_their_order_without_a_transaction() {
+    let rig = rig();
+    let nodes = [("a".into(), "1".into()), ("b".into(), "2".into()), ("a".into(), "3".into())];
+    block_on(rig.store.write_each("dir", &nodes)).unwrap();
+    assert_eq!(block_on(rig.store.read("dir/a")).unwrap(), b"3");
+    assert_eq!(block_on(rig.store.read("dir/b")).unwrap(), b"2");
+    assert_eq!(rig.daemon.lock().unwrap().commits, 0);
+    assert!(rig.store.inner.lock().answers.is_empty());
+}
+
+#[test]
 fn watches_tell_of_changes_until_dropped() {
     let rig = rig();
     block_on(async {
@@ -240,6 +251,21 @@ fn watches_tell_of_changes_until_dropped() {
     });
     assert!(rig.daemon.lock().unwrap().watches.is_empty());
     assert!(rig.store.inner.lock().watches.is_empty());
+}
+
+#[test]
+fn more_changes_than_a_watch_keeps_become_one_of_the_whole() {
+    let rig = rig();
+    block_on(async {
+        let mut watch = rig.store.watch("dev").await.unwrap();
+        assert_eq!(watch.changed().await.unwrap(), "dev");
+        for number in 0..=WATCH_EVENTS {
+            rig.store.write(&format!("dev/{number}"), b"").await.unwrap();
+        }
+        rig.store.write("dev/after", b"").await.unwrap();
+        assert_eq!(watch.changed().await.unwrap(), "dev");
+        assert_eq!(watch.changed().await.unwrap(), "dev/after");
+    });
 }
 
 #[test]
