@@ -52,6 +52,8 @@ struct State {
     /// The chunk after the one read last, and how far ahead to read when it comes.
     expected: u64,
     ahead: u64,
+    /// [`Block::changes`] when the chunks were read.
+    changes: u64,
     hits: u64,
     misses: u64,
 }
@@ -120,6 +122,11 @@ impl Cached {
     fn chunk(&self, index: u64) -> Arc<Chunk> {
         let (chunk, ahead) = {
             let mut state = self.state.lock();
+            let changes = self.block.changes();
+            if state.changes != changes {
+                state.chunks.clear();
+                state.changes = changes;
+            }
             let sequential = index == state.expected;
             if index + 1 != state.expected {
                 state.ahead = if sequential { (state.ahead * 2).clamp(1, AHEAD_MAX) } else { 0 };

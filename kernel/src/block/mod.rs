@@ -104,6 +104,8 @@ pub struct Block {
     /// There is work for the disk's task: an event, a request, the end.
     work: Notify,
     events: AtomicU64,
+    /// Starts and ends of requests that change the contents.
+    changes: AtomicU64,
 }
 
 impl fmt::Debug for Block {
@@ -126,6 +128,7 @@ impl Block {
             queue: spin::mutex::SpinMutex::new(Queue::new(device)),
             work: Notify::new(),
             events: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
         });
         drop(task::spawn("block", Arc::clone(&block).serve()));
         block
@@ -196,6 +199,12 @@ impl Block {
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.queue.lock().in_flight()
+    }
+    /// A number that differs once the contents have been changed through this disk: what was read before may be out of
+    /// date then.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
     }
     /// A buffer for [`Self::write`], with any contents.
     ///
@@ -284,6 +293,7 @@ impl Block {
     /// # Errors
     /// [`BlockError`].
     pub async fn write(&self, offset: u64, data: PooledBuf) -> Result<(), BlockError> {
+        let _change = Change::new(self);
         self.require(BlockFeatures::WRITE, BlockError::ReadOnly)?;
         let len = data.len();
         let sector = self.check(offset, len as u64)?;
@@ -302,6 +312,7 @@ impl Block {
     /// # Errors
     /// [`BlockError`]; a part may have been written then.
     pub async fn write_from(&self, offset: u64, data: &[u8]) -> Result<(), BlockError> {
+        let _change = Change::new(self);
         self.require(BlockFeatures::WRITE, BlockError::ReadOnly)?;
         self.check(offset, data.len() as u64)?;
         let mut at = offset;
@@ -347,6 +358,7 @@ impl Block {
     pub async fn discard(&self, offset: u64, len: u64) -> Result<(), BlockError> {
         self.require(BlockFeatures::DISCARD, BlockError::Unsupported)?;
         let sector = self.check(offset, len)?;
+        let _change = Change::new(self);
         self.submit(BlockOp::Discard { sector, sectors: len / SECTOR_SIZE as u64 }).await?;
         Ok(())
     }
@@ -358,6 +370,7 @@ impl Block {
     pub async fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), BlockError> {
         self.require(BlockFeatures::WRITE_ZEROES, BlockError::Unsupported)?;
         let sector = self.check(offset, len)?;
+        let _change = Change::new(self);
         self.submit(BlockOp::WriteZeroes { sector, sectors: len / SECTOR_SIZE as u64 }).await?;
         Ok(())
     }
@@ -365,6 +378,22 @@ impl Block {
 
 /// Requests that sequential transfers keep under way.
 const READ_AHEAD: usize = 8;
+
+/// A change of a disk's contents under way: counted when it starts, and when it ends.
+struct Change<'a>(&'a AtomicU64);
+
+impl<'a> Change<'a> {
+    fn new(block: &'a Block) -> Self {
+        block.changes.fetch_add(1, Ordering::Relaxed);
+        Self(&block.changes)
+    }
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
 
 /// A request that was queued: ends with the device's answer and the buffer.
 struct Request<'a> {

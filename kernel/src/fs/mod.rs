@@ -2,6 +2,7 @@
 //!
 //! - `mounts.rs`: where volumes hang in the one tree that the shell and the web server see;
 //! - `volume.rs`: a mounted file system behind an async interface, served by one fiber;
+//! - `file_cache.rs`: pieces of files that were read lately, for whoever sends them again;
 //! - `disk_reader.rs`: a cached, read-ahead byte view of a disk for the synchronous libraries;
 //! - `partition.rs`: MBR and GPT;
 //! - `ext.rs` (ext2, ext3, ext4 through `ext4-view`), `fat.rs` (FAT12/16/32 through `hadris-fat`),
@@ -13,6 +14,7 @@ pub mod archive;
 pub mod disk_reader;
 pub mod ext;
 pub mod fat;
+pub mod file_cache;
 pub mod mounts;
 pub mod partition;
 pub mod volume;

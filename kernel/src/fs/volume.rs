@@ -14,6 +14,7 @@ use super::archive::Archive;
 use super::disk_reader::DiskReader;
 use super::ext::Ext;
 use super::fat::Fat;
+use super::file_cache::{self, PIECE, Piece};
 use super::{DirEntry, FileSystem, FsError, Metadata, normalise, partition};
 use crate::block::Block;
 use crate::block::cache::Cached;
@@ -43,6 +44,10 @@ struct Shared {
     type_name: &'static str,
     label: String,
     source: String,
+    /// By which the cache knows its files.
+    number: u64,
+    /// `None` for a module in memory.
+    disk: Option<Arc<Block>>,
 }
 
 impl core::fmt::Debug for Shared {
@@ -53,6 +58,7 @@ impl core::fmt::Debug for Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
+        file_cache::forget(self.number);
         post(&self.requests, Request::Stop);
     }
 }
@@ -75,7 +81,8 @@ impl Volume {
     /// [`FsError::Unrecognised`] names what was looked for; a recognised but broken file system says what is wrong.
     pub async fn mount(disk: Arc<Block>) -> Result<Self, FsError> {
         let source = String::from(disk.name());
-        Self::serve(source, Box::new(move || probe(disk))).await
+        let kept = Arc::clone(&disk);
+        Self::serve(source, Some(kept), Box::new(move || probe(disk))).await
     }
 
     /// Mounts an archive that the loader put into memory.
@@ -84,10 +91,10 @@ impl Volume {
     /// [`FsError::Unrecognised`] if it is neither tar nor cpio (newc); [`FsError::Corrupt`] if it is broken.
     pub async fn mount_module(name: &str, data: &'static [u8]) -> Result<Self, FsError> {
         let make = move || Archive::in_memory(data).map(|fs| Box::new(fs) as Box<dyn FileSystem>);
-        Self::serve(String::from(name), Box::new(make)).await
+        Self::serve(String::from(name), None, Box::new(make)).await
     }
 
-    async fn serve(source: String, make: Maker) -> Result<Self, FsError> {
+    async fn serve(source: String, disk: Option<Arc<Block>>, make: Maker) -> Result<Self, FsError> {
         let requests = Arc::new(Channel::new(QUEUE));
         let mounted: Reply<(&'static str, String)> = Arc::new(Channel::new(1));
         let (queue, answer) = (Arc::clone(&requests), Arc::clone(&mounted));
@@ -104,7 +111,8 @@ impl Volume {
         });
         drop(fiber.map_err(|_| FsError::NoMemory)?);
         let (type_name, label) = mounted.recv().await?;
-        Ok(Self(Arc::new(Shared { requests, type_name, label, source })))
+        let number = file_cache::new_volume();
+        Ok(Self(Arc::new(Shared { requests, type_name, label, source, number, disk })))
     }
 
     /// The type, for people: `ext4`, `vfat`, `tar`, `cpio`.
@@ -146,8 +154,9 @@ impl Volume {
     /// See [`FsError`].
     pub async fn open(&self, path: &str) -> Result<File, FsError> {
         let path = normalise(path)?;
+        let name = Arc::from(path.as_str());
         let (handle, size) = self.ask(|reply| Request::Open(path, reply)).await?;
-        Ok(File { volume: self.clone(), handle, size })
+        Ok(File { volume: self.clone(), path: name, handle, size })
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, FsError> {
@@ -161,6 +170,7 @@ impl Volume {
 #[derive(Debug)]
 pub struct File {
     volume: Volume,
+    path: Arc<str>,
     handle: u64,
     size: u64,
 }
@@ -170,6 +180,32 @@ impl File {
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
+    }
+    /// The piece of [`PIECE`] bytes with this number, from the cache or the disk. The last one is as long as the file
+    /// has bytes left.
+    ///
+    /// # Errors
+    /// See [`FsError`]; [`FsError::Corrupt`] when the file ends before its size.
+    pub async fn piece(&self, index: u64) -> Result<Piece, FsError> {
+        let shared = &self.volume.0;
+        let generation = shared.disk.as_ref().map_or(0, |disk| disk.changes());
+        if let Some(piece) = file_cache::find(shared.number, &self.path, index, generation) {
+            return Ok(piece);
+        }
+        let offset = index.saturating_mul(PIECE as u64);
+        let left = self.size.saturating_sub(offset);
+        let len = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+        let mut buf = Vec::new();
+        buf.try_reserve_exact(len).map_err(|_| FsError::NoMemory)?;
+        buf.resize(len, 0);
+        let piece = Arc::new(self.read_at(offset, buf).await?);
+        if piece.len() != len {
+            return Err(FsError::Corrupt(String::from("the file ends before its size")));
+        }
+        if len > 0 {
+            file_cache::keep(shared.number, &self.path, index, generation, &piece);
+        }
+        Ok(piece)
     }
     /// Reads up to `buf.len()` bytes from `offset` on; the buffer comes back cut to what was there.
     ///

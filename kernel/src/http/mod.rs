@@ -12,7 +12,6 @@ pub mod request;
 pub mod server;
 
 use alloc::string::{String, ToString};
-use alloc::vec;
 use alloc::vec::Vec;
 use core::future::Future;
 use core::time::Duration;
@@ -25,8 +24,8 @@ use request::{Method, ParseError, Request};
 
 /// The longest request head, in bytes; more is answered with 431.
 pub const MAX_HEAD: usize = 8 * 1024;
-/// Bytes of a file read and sent at a time; the next piece is read while this one is sent.
-const PIECE: usize = 256 * 1024;
+/// Bytes of a file read and sent at a time.
+const PIECE: u64 = crate::fs::file_cache::PIECE as u64;
 /// How long a client may take over a request head, or be silent between requests.
 const IDLE: Duration = Duration::from_secs(30);
 /// How long a client may take over one piece of the answer.
@@ -212,7 +211,7 @@ async fn write<C: Connection>(connection: &mut C, bytes: &[u8]) -> Result<(), En
     time::timeout(STALL, connection.write_all(bytes)).await?.map_err(End::Stream)
 }
 
-/// Sends a range of a file; disk and network work at the same time, with two buffers between them.
+/// Sends a range of a file, straight from the cache's pieces; the next one is read while one is sent.
 async fn send_file<C: Connection>(
     connection: &mut C,
     head: &[u8],
@@ -221,30 +220,24 @@ async fn send_file<C: Connection>(
     len: u64,
 ) -> Result<(), End<C::Error>> {
     let end = start + len;
-    let piece = |at: u64, mut buf: Vec<u8>| {
-        buf.resize(usize::try_from((end - at).min(PIECE as u64)).unwrap_or(PIECE), 0);
-        async move {
-            let want = buf.len();
-            match file.read_at(at, buf).await {
-                Ok(buf) if buf.len() == want => Ok(buf),
-                Ok(_) => Err(FsError::Corrupt("the file ends before its size".to_string())),
-                Err(error) => Err(error),
-            }
-        }
-    };
     write(connection, head).await?;
     let mut at = start;
-    let mut spare = vec![];
-    let mut current = piece(at, Vec::new()).await.map_err(End::File)?;
+    let mut current = file.piece(at / PIECE).await.map_err(End::File)?;
     loop {
-        at += current.len() as u64;
+        let from = usize::try_from(at % PIECE).unwrap_or(0);
+        let rest = current.get(from..).filter(|rest| !rest.is_empty());
+        let rest = rest.ok_or_else(|| {
+            End::File(FsError::Corrupt("the file ends before its size".to_string()))
+        })?;
+        let wanted = usize::try_from(end - at).unwrap_or(usize::MAX);
+        let part = rest.get(..wanted).unwrap_or(rest);
+        at += part.len() as u64;
         if at >= end {
-            return write(connection, &current).await;
+            return write(connection, part).await;
         }
-        let (sent, next) =
-            task::join(write(connection, &current), piece(at, core::mem::take(&mut spare))).await;
+        let (sent, next) = task::join(write(connection, part), file.piece(at / PIECE)).await;
         sent?;
-        spare = core::mem::replace(&mut current, next.map_err(End::File)?);
+        current = next.map_err(End::File)?;
     }
 }
 

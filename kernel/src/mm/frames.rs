@@ -9,6 +9,7 @@ use janus_front::dma::FrameSource;
 use janus_proto::addr::{Gpa, PAGE_SHIFT, PAGE_SIZE, Pfn};
 
 use super::bitmap::{FrameBitmap, words_needed};
+use super::reclaim;
 use crate::platform::lock::IrqLock;
 
 /// Why there is no frame allocator.
@@ -265,7 +266,7 @@ pub static FRAMES: KernelFrames = KernelFrames;
 // writable at their own address (`paging` maps all RAM so), and zeroed here.
 unsafe impl FrameSource for KernelFrames {
     fn allocate(&self, pages: usize) -> Option<NonNull<u8>> {
-        let start = allocate(pages)?;
+        let start = reclaim::until(|| allocate(pages))?;
         let memory =
             NonNull::new(core::ptr::with_exposed_provenance_mut::<u8>(to_usize(start.start().0)))?;
         // SAFETY: this many bytes, just allocated, mapped and writable.

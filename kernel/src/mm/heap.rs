@@ -18,8 +18,8 @@ use core::ptr::NonNull;
 use janus_proto::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn};
 use linked_list_allocator::Heap;
 
-use super::frames;
 use super::slab::{self, CLASS_SIZES, CLASSES, FrameRuns, Object, Slabs};
+use super::{frames, reclaim};
 use crate::percpu;
 use crate::platform::IrqGuard;
 use crate::platform::lock::IrqLock;
@@ -222,7 +222,7 @@ fn frames_of(layout: Layout) -> (usize, usize) {
 // nothing here unwinds, and nothing allocates through the global allocator.
 unsafe impl GlobalAlloc for KernelHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        Self::allocate(layout).map_or(core::ptr::null_mut(), NonNull::as_ptr)
+        reclaim::until(|| Self::allocate(layout)).map_or(core::ptr::null_mut(), NonNull::as_ptr)
     }
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
         if let Some(memory) = NonNull::new(memory) {

@@ -7,6 +7,7 @@ pub mod bitmap;
 pub mod frames;
 pub mod heap;
 pub mod paging;
+pub(crate) mod reclaim;
 pub mod reservation;
 pub mod slab;
 pub mod stack;

@@ -6,7 +6,7 @@ use core::ptr::NonNull;
 
 use janus_proto::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn};
 
-use super::{frames, paging};
+use super::{frames, paging, reclaim};
 use crate::platform::lock::IrqLock;
 
 /// A stack that waits to be used again, guard page and all.
@@ -31,7 +31,7 @@ pub fn allocate(bytes: usize) -> Option<NonNull<u8>> {
         return Some(spare.lowest);
     }
     let pages = bytes.div_ceil(PAGE_SIZE);
-    let guard = frames::allocate(pages + 1)?;
+    let guard = reclaim::until(|| frames::allocate(pages + 1))?;
     // SAFETY: the lowest frame was just allocated, and nobody has a reference into it.
     if unsafe { paging::unmap(address(guard), 1) }.is_err() {
         // SAFETY: just allocated, still mapped, not used.

@@ -23,6 +23,7 @@ use janus_proto::abi::virtio::DeviceId;
 use super::wake::Wake;
 use crate::block::Block;
 use crate::mm::frames::{self, FRAMES};
+use crate::mm::reclaim;
 use crate::net::Net;
 use crate::sync::Notify;
 use crate::{console, devices, entropy, task, time};
@@ -123,8 +124,11 @@ const RETRY: Duration = Duration::from_secs(1);
 async fn inflate(name: String, mut device: VirtioBalloon, work: Arc<Notify>) {
     let mut reported = 0;
     loop {
-        let spare = frames::statistics().free.saturating_sub(RESERVE_PAGES);
         let (target, held) = (device.target_pages(), device.held_pages());
+        let mut spare = frames::statistics().free.saturating_sub(RESERVE_PAGES);
+        while target > held && spare == 0 && reclaim::free_some() {
+            spare = frames::statistics().free.saturating_sub(RESERVE_PAGES);
+        }
         let limit = if target > held { spare.min(STEP_PAGES) } else { STEP_PAGES };
         match device.step(limit) {
             Ok(0) if device.busy() || target == held => work.notified().await,

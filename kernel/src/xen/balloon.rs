@@ -16,8 +16,8 @@ use janus_front::class::{BalloonDevice, PeerError};
 use janus_proto::addr::{PAGE_SIZE, Pfn};
 
 use super::xenstore::{XenStore, XenStoreError};
-use crate::mm::frames;
 use crate::mm::reservation::{self, BATCH};
+use crate::mm::{frames, reclaim};
 use crate::{task, time};
 
 const TARGET: &str = "memory/target";
@@ -47,7 +47,13 @@ struct XenBalloon {
 impl XenBalloon {
     fn inflate(&mut self, limit: usize) -> usize {
         let mut taken = Vec::with_capacity(limit);
-        while taken.len() < limit && frames::statistics().free > RESERVE {
+        while taken.len() < limit {
+            if frames::statistics().free <= RESERVE {
+                if reclaim::free_some() {
+                    continue;
+                }
+                break;
+            }
             let Some(frame) = frames::allocate(1) else { break };
             taken.push(frame);
         }

@@ -99,5 +99,13 @@ fn memory(session: &mut Session<'_>) -> Status {
     }
     let (used, arena) = (Size(heap.arena_used as u64), Size(heap.arena_bytes as u64));
     let _ = writeln!(session, "          {used:>10} of {arena:>10} in large objects");
+    let files = crate::fs::file_cache::statistics();
+    let _ = writeln!(
+        session,
+        "files     {:>10} cached; pieces: {} found, {} read",
+        Size(files.bytes as u64),
+        files.hits,
+        files.misses
+    );
     Status::SUCCESS
 }
