@@ -286,6 +286,30 @@ fn interface(card: &mut Card) -> Interface {
 /// Bytes that tell where they belong.
 pub(crate) fn pattern(start: usize, buf: &mut [u8]) {
     for (index, byte) in (start..).zip(buf.iter_mut()) {
-        *byte = (index.wrapping_mul(0x9E37_79B1) >> 16 & 0xff) as u8;
+        [_, _, *byte, ..] = index.wrapping_mul(0x9E37_79B1).to_le_bytes();
     }
+}
+
+/// An IPv4 packet in a frame.
+pub(crate) fn frame(source: [u8; 4], to: [u8; 4], protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0x52, 0x55, 10, 0, 2, 2];
+    bytes.extend(MAC);
+    bytes.extend([8, 0]);
+    let len = u16::try_from(20 + payload.len()).unwrap().to_be_bytes();
+    let mut ip = vec![0x45, 0, len[0], len[1], 0, 0, 0, 0, 64, protocol, 0, 0];
+    ip.extend(source);
+    ip.extend(to);
+    let sum = !smoltcp::wire::checksum::data(&ip);
+    ip.splice(10..12, sum.to_be_bytes());
+    bytes.extend(ip);
+    bytes.extend(payload);
+    bytes
+}
+
+/// A TCP header.
+pub(crate) fn tcp(from: u16, to: u16, flags: u8) -> Vec<u8> {
+    let mut bytes = from.to_be_bytes().to_vec();
+    bytes.extend(to.to_be_bytes());
+    bytes.extend([0, 0, 0, 1, 0, 0, 0, 0, 5 << 4, flags, 255, 255, 0, 0, 0, 0]);
+    bytes
 }

@@ -24,6 +24,9 @@ const MAX_ANSWERS: usize = 256;
 /// What a datagram may be cut into for the guest: 64 KiB.
 const MAX_FRAGMENTS: usize = 128;
 
+/// Bytes of a packet that an error quotes (RFC 1812, 4.3.2.3: the whole is at most 576).
+const MAX_QUOTED: usize = 576 - IPV4 - 8;
+
 /// The guest as it showed itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Guest {
@@ -203,7 +206,7 @@ impl Link {
             return;
         };
         let mut icmp = vec![3, code, 0, 0, 0, 0, 0, 0];
-        icmp.extend(packet.iter().take(IPV4 + 8));
+        icmp.extend(packet.iter().take(MAX_QUOTED));
         frames::fill_icmp(&mut icmp);
         // Errors come from the gateway unless it is the destination itself that refuses.
         let from = if code == PORT_UNREACHABLE { from } else { GATEWAY };

@@ -4,11 +4,13 @@
 //! libFuzzer (`tests/fuzz`) and, with a fixed random script, by `cargo test` (`tests/host/fuzz.rs`).
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use janus::blkback::{Blkback, BlkbackFeatures, Frontend};
 use janus::memory::{GrantMapper, MapError};
 use janus::netback::{self, Cable, Frame, NetBackend as _, Netback};
 use janus::storage::MemoryDisk;
+use janus::usernet::{self, UserNet};
 use janus::xenstored::Xenstored;
 use janus::xenstored::ring::RingServer;
 use janus_proto::abi::xen::grant_table::GrantStatus;
@@ -30,6 +32,7 @@ pub const TARGETS: &[Target] = &[
     ("xenstore_client", xenstore_client),
     ("blkback", blkback),
     ("netback", netback),
+    ("usernet", usernet),
 ];
 
 /// Reads an input as numbers; zeroes when it is used up.
@@ -297,4 +300,61 @@ pub fn netback(input: &[u8]) {
             break;
         }
     }
+}
+
+/// A guest that sends anything into a user network that lets nothing out.
+pub fn usernet(input: &[u8]) {
+    let mut script = Script(input);
+    let config = usernet::Config {
+        host_loopback: false,
+        restrict: true,
+        resolvers: usernet::Resolvers::Fixed(Vec::new()),
+        ..usernet::Config::default()
+    };
+    let (net, mut backend) = UserNet::start(config, Arc::new(|| {})).expect("nothing is published");
+    let all = script.byte() % 2 == 0;
+    backend.connected(netback::Accepts { long: all, checksum_blank: all, gso_tcpv4: all });
+    while !script.is_over() {
+        let (kind, protocol) = (script.byte(), script.byte());
+        let len = script.byte();
+        let mut payload = script.bytes(usize::from(len));
+        let ethertype = match kind % 4 {
+            0 => [8, 6],
+            3 => [script.byte(), script.byte()],
+            _ => {
+                // An honest header, of one of the protocols that are known.
+                let to = [10, 0, 2, script.byte() % 6];
+                let total = (20 + u16::from(len)).to_be_bytes();
+                payload.resize(usize::from(len), 0);
+                let protocol = [1, 6, 17, protocol][usize::from(protocol % 4)];
+                let mut ip =
+                    vec![0x45, 0, total[0], total[1], 0, 0, 0, 0, 64, protocol, 0, 0, 10, 0, 2, 15];
+                ip.extend(to);
+                let sum = checksum(&ip).to_be_bytes();
+                ip.splice(10..12, sum);
+                ip.append(&mut payload);
+                payload = ip;
+                [8, 0]
+            }
+        };
+        let mut bytes = vec![0x52, 0x55, 10, 0, 2, 2, 0x52, 0x54, 0, 0, 0, 1];
+        bytes.extend(ethertype);
+        bytes.extend(payload);
+        backend.send(Frame { bytes, ..Frame::default() });
+        if kind & 0x40 == 0 {
+            while let Some(frame) = backend.receive() {
+                assert!(frame.bytes.len() > 14 && frame.bytes.len() <= 1514);
+            }
+        }
+    }
+    assert_eq!(net.open(), (0, 0), "nothing was allowed");
+}
+
+/// The Internet checksum of a header of even length (RFC 1071).
+fn checksum(header: &[u8]) -> u16 {
+    let words =
+        header.chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+    let sum: u32 = words.sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    !((sum & 0xffff) + (sum >> 16)) as u16
 }
