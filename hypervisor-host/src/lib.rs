@@ -5,13 +5,16 @@
 //! the guest, [`storage`] what a disk is made of, and [`xenbus`] plugs devices in and out.
 
 pub mod blkback;
+pub mod cli;
 pub mod engine;
+pub mod guest;
 pub mod host;
 pub mod machine;
 pub mod memory;
 pub mod netback;
 pub mod pv;
 pub mod storage;
+pub mod symbols;
 pub mod usernet;
 pub mod xenbus;
 pub mod xenstored;

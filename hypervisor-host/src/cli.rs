@@ -1,0 +1,42 @@
+//! The command line `janus`.
+
+mod crash;
+mod run;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Runs Xen PV guests as ordinary processes: without Xen, without KVM, without root.
+#[derive(Debug, Parser)]
+#[command(name = "janus", version, about, after_help = EXIT_CODES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::RunArguments),
+}
+
+/// What the exit codes mean.
+const EXIT_CODES: &str = "\
+Exit codes of `run`:
+  the guest's own  if it reported one (a line `janus-report: {\"exit\":N}` on its console)
+  0    it powered off
+  2    the command line, a file or the host prevented the start
+  6    it crashed, or did what no guest survives
+  7    it asked for a reboot, and --no-reboot was given
+  124  it was ended after --timeout
+  125  the engine lost it
+  130  it was left with Ctrl-]";
+
+/// Does what the command line says.
+#[must_use]
+pub fn main() -> ExitCode {
+    match Arguments::parse().command {
+        Command::Run(arguments) => run::run(&arguments),
+    }
+}

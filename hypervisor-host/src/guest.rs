@@ -1,0 +1,249 @@
+//! A guest from its description to its end: builds the domain, surrounds it, starts it.
+
+use std::fmt;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use janus_proto::abi::xen::Errno;
+use janus_proto::addr::{DomId, Port};
+
+use crate::engine::monitor::Monitor;
+use crate::engine::{EngineError, Vcpu};
+use crate::host::{Host, HostError, Identity, Output, PlugError, Ports};
+use crate::pv::builder::{self, BuildError};
+use crate::pv::domain::{Domain, Ended, Setup};
+use crate::pv::mm::Size;
+use crate::pv::mm::space::SharedMemory;
+use crate::storage::FileDisk;
+use crate::usernet::{Config as NetConfig, StartError, UserNet};
+
+/// Frames of 4 KiB in a MiB.
+const FRAMES_PER_MIB: u64 = 256;
+/// Linux's number of `xvda`; every further disk is 16 later.
+const FIRST_DISK: u32 = 51712;
+/// How a disk's number grows.
+const DISK_STEP: u32 = 16;
+
+/// A disk of a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskFile {
+    /// The image, in raw format.
+    pub file: PathBuf,
+    /// The guest may not write.
+    pub read_only: bool,
+}
+
+/// A guest to be made.
+#[derive(Clone, Debug)]
+pub struct Description {
+    /// Its name.
+    pub name: String,
+    /// Its kernel's file.
+    pub kernel: PathBuf,
+    /// Its initial RAM disk, if there is one.
+    pub module: Option<PathBuf>,
+    /// Its command line.
+    pub command_line: String,
+    /// Its memory in MiB.
+    pub memory_mib: u64,
+    /// Its virtual CPUs.
+    pub vcpus: usize,
+    /// Its disks: `xvda`, `xvdb`, ...
+    pub disks: Vec<DiskFile>,
+    /// Its cards, each on a network of its own.
+    pub networks: Vec<NetConfig>,
+}
+
+/// A guest cannot be started.
+#[derive(Debug)]
+pub enum GuestError {
+    /// A file cannot be read.
+    File(PathBuf, io::Error),
+    /// A disk is in use by another.
+    InUse(PathBuf, bool),
+    /// The kernel cannot be built into a domain.
+    Build(BuildError),
+    /// The domain cannot be made.
+    Domain(Errno),
+    /// Its surroundings cannot be made.
+    Host(HostError),
+    /// Its network cannot be had.
+    Network(StartError),
+    /// The engine cannot start.
+    Engine(EngineError),
+    /// The host has no thread left.
+    Thread(io::Error),
+}
+
+impl fmt::Display for GuestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(file, error) => write!(f, "{}: {error}", file.display()),
+            Self::InUse(file, read_only) => {
+                let other = if *read_only { "written" } else { "used" };
+                let file = file.display();
+                write!(
+                    f,
+                    "{file}: the disk is {other} by another guest; end that one, or copy the file"
+                )
+            }
+            Self::Build(error) => error.fmt(f),
+            Self::Domain(error) => write!(f, "the domain cannot be made: {error}"),
+            Self::Host(error) => error.fmt(f),
+            Self::Network(error) => error.fmt(f),
+            Self::Engine(error) => write!(f, "the engine cannot start: {error}"),
+            Self::Thread(error) => write!(f, "no thread for a virtual CPU: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for GuestError {}
+
+impl From<HostError> for GuestError {
+    fn from(error: HostError) -> Self {
+        Self::Host(error)
+    }
+}
+
+/// A guest that runs. Dropping it ends it.
+#[derive(Debug)]
+pub struct Guest {
+    /// The domain.
+    pub domain: Arc<Domain>,
+    /// Its store, console and devices.
+    pub host: Host,
+    /// Its memory.
+    pub memory: Arc<SharedMemory>,
+    networks: Vec<UserNet>,
+}
+
+/// Opens a disk for this guest alone, or for readers alone.
+fn open(disk: &DiskFile) -> Result<FileDisk, GuestError> {
+    let failed = |error| GuestError::File(disk.file.clone(), error);
+    let file = OpenOptions::new().read(true).write(!disk.read_only).open(&disk.file);
+    let file: File = file.map_err(failed)?;
+    let locked = if disk.read_only { file.try_lock_shared() } else { file.try_lock() };
+    match locked {
+        Ok(()) => FileDisk::new(file, disk.read_only).map_err(failed),
+        Err(TryLockError::WouldBlock) => Err(GuestError::InUse(disk.file.clone(), disk.read_only)),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+/// A UUID that is as good as random: of this process and this moment.
+fn uuid() -> [u8; 16] {
+    let mut bytes = [0; 16];
+    if File::open("/dev/urandom")
+        .and_then(|mut file| io::Read::read_exact(&mut file, &mut bytes))
+        .is_err()
+    {
+        let time = std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_nanos());
+        bytes = (time ^ u128::from(std::process::id()) << 96).to_ne_bytes();
+    }
+    // Version 4, variant 1 (RFC 9562).
+    if let [_, _, _, _, _, _, version, _, variant, ..] = &mut bytes {
+        *version = *version & 0x0f | 0x40;
+        *variant = *variant & 0x3f | 0x80;
+    }
+    bytes
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, GuestError> {
+    std::fs::read(path).map_err(|error| GuestError::File(path.to_owned(), error))
+}
+
+impl Guest {
+    /// Makes and starts a guest; what it prints goes to `output`. The calling thread must outlive it: Linux ends the
+    /// guest's processes with the thread that made them.
+    ///
+    /// # Errors
+    /// See [`GuestError`].
+    pub fn start(description: &Description, output: Output) -> Result<Self, GuestError> {
+        static LAST: AtomicU16 = AtomicU16::new(0);
+        // Disks first: whether they can be had does not depend on the guest.
+        let disks: Result<Vec<_>, _> = description.disks.iter().map(open).collect();
+        let kernel = read(&description.kernel)?;
+        let module = description.module.as_deref().map(read).transpose()?;
+        let pages = description.memory_mib * FRAMES_PER_MIB;
+        let built = builder::build(&builder::Config {
+            name: &description.kernel.display().to_string(),
+            kernel: &kernel,
+            module: module.as_deref(),
+            command_line: &description.command_line,
+            size: Size { pages, max_pages: pages, vcpus: description.vcpus },
+            store_port: Port(1),
+            console_port: Port(2),
+            hypercall_page: &Monitor::hypercall_page(),
+        })
+        .map_err(GuestError::Build)?;
+        let memory = SharedMemory::new(built.memory);
+        let setup = Setup {
+            id: DomId(LAST.fetch_add(1, Ordering::Relaxed) % 0x7000 + 1),
+            uuid: uuid(),
+            vcpus: description.vcpus,
+            ram: Arc::clone(memory.ram()),
+            shared_info: built.shared_info,
+            grant_frames: built.grant_frames,
+            console: built.console,
+            store: built.store,
+        };
+        let engines =
+            Monitor::new(Arc::clone(&setup.ram), setup.vcpus).map_err(GuestError::Engine)?;
+        let domain = Domain::new(&setup, memory.clone()).map_err(GuestError::Domain)?;
+        let ports = Ports::new(&domain)?;
+        let identity = Identity {
+            name: description.name.clone(),
+            uuid: setup.uuid,
+            memory_kib: description.memory_mib * 1024,
+            vcpus: description.vcpus,
+            rings: (built.console.0, built.store.0),
+        };
+        let host = Host::new(&domain, ports, &identity, output)?;
+        for (number, disk) in (FIRST_DISK..).step_by(DISK_STEP as usize).zip(disks?) {
+            host.plug_disk(number, Box::new(disk))?;
+        }
+        let mut networks = Vec::new();
+        for (handle, config) in (0..).zip(&description.networks) {
+            let [a, b, c, ..] = setup.uuid;
+            // Xen's own prefix.
+            let mac = [0x00, 0x16, 0x3e, a & 0x7f, b, c];
+            host.plug_card(handle, mac, |bell| {
+                let (network, backend) =
+                    UserNet::start(config.clone(), Arc::new(move || bell.ring()))?;
+                networks.push(network);
+                Ok(Box::new(backend))
+            })
+            .map_err(|error| match error {
+                PlugError::Network(error) => GuestError::Network(error),
+                PlugError::Host(error) => GuestError::Host(error),
+            })?;
+        }
+        let engines = engines.into_iter().map(|cpu| Box::new(cpu) as Box<dyn Vcpu>).collect();
+        domain.start(engines, built.registers).map_err(GuestError::Thread)?;
+        Ok(Self { domain, host, memory, networks })
+    }
+
+    /// Its networks.
+    #[must_use]
+    pub fn networks(&self) -> &[UserNet] {
+        &self.networks
+    }
+
+    /// Waits for its end, and takes what it printed last.
+    #[must_use]
+    pub fn wait(&self) -> Arc<Ended> {
+        let ended = self.domain.wait();
+        self.host.console().close();
+        ended
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.domain.destroy();
+        let _ = self.domain.wait();
+    }
+}
