@@ -352,7 +352,7 @@ impl Vcpu for MonitorVcpu {
     }
 
     fn map(&mut self, mapping: Mapping) {
-        let length = mapping.pages as u64 * PAGE_SIZE as u64;
+        let length = (mapping.pages as u64).saturating_mul(PAGE_SIZE as u64);
         let Some(offset) = self.guest.ram.offset(mapping.frame) else { return };
         let fits = mapping.pages != 0
             && mapping.address >= BOTTOM

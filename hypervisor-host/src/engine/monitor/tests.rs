@@ -1,16 +1,44 @@
-//! Guests of a few instructions each.
+//! Guests of a few instructions each. They run whatever the machine's speed: where a test waits, it waits for an event.
+// UNSAFETY: takes the bytes of assembled code, and looks at processes.
+#![expect(unsafe_code, reason = "assembled guest code")]
+
+mod escape;
+mod exceptions;
+mod life;
+mod paging;
+mod state;
 
 use std::sync::Arc;
 
 use super::*;
-use crate::engine::Vcpu;
 use crate::machine::ram::FIRST_FRAME;
 
 const CODE: u64 = 0x10_0000;
-const STACK: u64 = 0x20_0000;
+/// The hypercall page.
 const PAGE: u64 = 0x30_0000;
+/// The end of one page of stack.
+const STACK: u64 = 0x20_0000;
+/// A page of data.
+const DATA: u64 = 0x40_0000;
+/// Nothing is here.
+const NOTHING: u64 = 0x50_0000;
 
-/// A guest: code in frame 0, hypercall page in frame 1, stack in frame 2.
+/// The bytes of some instructions.
+macro_rules! code {
+    ($($line:literal),+ $(,)?) => {{
+        let (start, end): (*const u8, *const u8);
+        // SAFETY: takes two addresses and jumps over the code.
+        unsafe {
+            std::arch::asm!("lea {0}, [rip + 2f]", "lea {1}, [rip + 3f]", "jmp 3f",
+                "2:", $($line,)+ "3:", out(reg) start, out(reg) end, options(nomem, nostack))
+        };
+        // SAFETY: the code between the two labels.
+        unsafe { std::slice::from_raw_parts(start, end.addr() - start.addr()) }
+    }};
+}
+use code;
+
+/// A guest: code in frame 0, hypercall page in frame 1, stack in frame 2, data in frame 3; frames from 4 on are free.
 struct World {
     ram: Arc<Ram>,
     cpu: MonitorVcpu,
@@ -23,20 +51,26 @@ fn put(ram: &Ram, frame: u64, bytes: &[u8]) {
     file.write_all_at(bytes, ram.offset(Mfn(FIRST_FRAME.0 + frame)).unwrap()).unwrap();
 }
 
-impl World {
-    fn new(code: &[u8]) -> Self {
-        let ram = Arc::new(Ram::new(16).unwrap());
-        put(&ram, 0, code);
-        put(&ram, 1, &Monitor::hypercall_page());
-        let cpu = Monitor::new(Arc::clone(&ram), 1).unwrap().remove(0);
-        let mut world = Self { ram, cpu, registers: Registers::default() };
+fn several(code: &[u8], count: usize) -> Vec<World> {
+    let ram = Arc::new(Ram::new(4096).unwrap());
+    put(&ram, 0, code);
+    put(&ram, 1, &Monitor::hypercall_page());
+    let cpus = Monitor::new(Arc::clone(&ram), count).unwrap();
+    let world = |cpu| {
+        let registers = Registers { rip: CODE, rsp: STACK, rflags: 0x202, ..Registers::default() };
+        let mut world = World { ram: Arc::clone(&ram), cpu, registers };
         world.map(CODE, 0, false, true);
         world.map(PAGE, 1, false, true);
-        world.map(STACK - 4096, 2, true, false);
-        world.registers.rip = CODE;
-        world.registers.rsp = STACK;
-        world.registers.rflags = 2;
+        world.map(STACK - 0x1000, 2, true, false);
+        world.map(DATA, 3, true, false);
         world
+    };
+    cpus.into_iter().map(world).collect()
+}
+
+impl World {
+    fn new(code: &[u8]) -> Self {
+        several(code, 1).remove(0)
     }
 
     fn map(&mut self, address: u64, frame: u64, write: bool, execute: bool) {
@@ -48,23 +82,13 @@ impl World {
     fn run(&mut self) -> Exit {
         self.cpu.run(&mut self.registers).unwrap()
     }
-}
 
-/// `call [PAGE + 32 * number]`, in a loop: mov eax, entry; call rax; jmp back.
-fn calls(number: u32) -> Vec<u8> {
-    let mut code = vec![0xb8];
-    code.extend((PAGE as u32 + 32 * number).to_le_bytes());
-    code.extend([0xff, 0xd0, 0xeb, 0xf7]);
-    code
-}
-
-#[test]
-fn a_hypercall_comes_and_goes() {
-    let mut world = World::new(&calls(17));
-    for round in 0..100 {
-        assert_eq!(world.run(), Exit::Hypercall);
-        assert_eq!((world.registers.rax, world.registers.rip), (17, CODE + 7));
-        assert_eq!(world.registers.rsp, STACK);
-        world.registers.rax = round;
+    /// A word of the data page.
+    fn data(&self, index: usize) -> &std::sync::atomic::AtomicU64 {
+        &self.ram.frame(Mfn(FIRST_FRAME.0 + 3)).unwrap()[index]
     }
+}
+
+fn fault(vector: u8, error: u32, address: u64) -> Exit {
+    Exit::Fault(Fault { vector, error, address })
 }
