@@ -34,6 +34,32 @@ const KICK: c_int = libc::SIGUSR1;
 /// The standard XSAVE area, as a note of the register sets.
 const NT_X86_XSTATE: usize = 0x202;
 
+/// What a guest's hypercall page has: each entry makes its system call, and keeps `rcx` and `r11` (as Xen's own does).
+#[must_use]
+pub fn hypercall_page() -> [u8; PAGE_SIZE] {
+    const ENTRY: usize = 32;
+    const IRET: u32 = 23;
+    let mut page = [0xcc; PAGE_SIZE];
+    for (number, entry) in (0..).zip(page.chunks_exact_mut(ENTRY)) {
+        // push rcx; push r11
+        let mut code = vec![0x51, 0x41, 0x53];
+        if number == IRET {
+            // push rax: what `struct iret_context` starts with (xen-x86_64.h)
+            code.push(0x50);
+        }
+        code.push(0xb8); // mov eax, number
+        code.extend(u32::to_le_bytes(number));
+        code.extend([0x0f, 0x05]); // syscall
+        if number != IRET {
+            code.extend([0x41, 0x5b, 0x59, 0xc3]); // pop r11; pop rcx; ret
+        }
+        for (to, from) in entry.iter_mut().zip(code) {
+            *to = from;
+        }
+    }
+    page
+}
+
 /// A virtual CPU that is traced.
 pub struct PtraceVcpu {
     ram: Arc<Ram>,
