@@ -15,8 +15,8 @@ const NAMES: [&str; 6] = [
     "pae_pgdir_above_4gb",
     "mmu_pt_update_preserve_ad",
 ];
-/// Of them, those that a 64-bit PV domain has: the last two.
-const AVAILABLE: u64 = 1 << 4 | 1 << 5;
+/// Of them, those that a 64-bit PV domain has: writes to page tables (they are emulated), and the last two.
+const AVAILABLE: u64 = 1 << 0 | 1 << 4 | 1 << 5;
 
 /// Features by number (`XENFEAT_*`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
