@@ -23,24 +23,35 @@ unsafe extern "Rust" {
     fn janus_kernel_start(info: BootInfo) -> !;
 }
 
-/// Memory below `limit`, mapped at its own address, but for the null page.
+/// Memory below `limit`, mapped at its own address; the first page only in passing.
 struct Identity {
     limit: u64,
 }
 
-impl PhysicalMemory for Identity {
-    fn bytes(&self, address: u64, len: u64) -> Option<&'static [u8]> {
+impl Identity {
+    fn slice(&self, address: u64, len: u64, lowest: u64) -> Option<&'static [u8]> {
         if len == 0 {
             return Some(&[]);
         }
         let end = address.checked_add(len)?;
-        if address < PAGE_SIZE as u64 || end > self.limit {
+        if address < lowest || end > self.limit {
             return None;
         }
         let pointer = core::ptr::with_exposed_provenance(usize::try_from(address).ok()?);
-        // SAFETY: the range is mapped (checked above), and it is the loader's: the kernel reserves it
-        // (`BootInfo::reserve`) before it hands out any memory, so nothing writes there.
+        // SAFETY: 1. the range is mapped (checked above) and does not begin at address 0; 2. it is the loader's: the
+        // kernel reserves it (`BootInfo::reserve`) before it hands out any memory, so nothing writes there.
         Some(unsafe { core::slice::from_raw_parts(pointer, usize::try_from(len).ok()?) })
+    }
+}
+
+impl PhysicalMemory for Identity {
+    fn bytes(&self, address: u64, len: u64) -> Option<&'static [u8]> {
+        self.slice(address, len, PAGE_SIZE as u64)
+    }
+
+    fn passing(&self, address: u64, len: u64) -> Option<&[u8]> {
+        // The boot tables map the first page, too.
+        self.slice(address, len, 1)
     }
 }
 

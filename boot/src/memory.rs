@@ -142,6 +142,12 @@ impl MemoryMap {
 pub trait PhysicalMemory {
     /// `len` bytes at `address`, or `None` where they cannot all be read.
     fn bytes(&self, address: u64, len: u64) -> Option<&'static [u8]>;
+
+    /// As [`Self::bytes`], for what is looked at during the boot only: it may lie in the first page, which the
+    /// kernel leaves unmapped later (QEMU's PVH loader puts the memory map there).
+    fn passing(&self, address: u64, len: u64) -> Option<&[u8]> {
+        self.bytes(address, len)
+    }
 }
 
 /// The zero-terminated text at `address`, at most `max` bytes of it, without the terminator.

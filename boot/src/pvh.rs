@@ -32,7 +32,7 @@ pub fn parse(
     address: u64,
     image: core::ops::Range<u64>,
 ) -> Result<BootInfo, BootError> {
-    let raw = memory.bytes(address, 40).ok_or(BootError::Unreadable)?;
+    let raw = memory.passing(address, 40).ok_or(BootError::Unreadable)?;
     let u32_at = |offset| read_u32(raw, offset).ok_or(BootError::Unreadable);
     let u64_at = |offset| read_u64(raw, offset).ok_or(BootError::Unreadable);
     if u32_at(0)? != MAGIC {
@@ -50,7 +50,7 @@ pub fn parse(
     info.rsdp = (rsdp != 0).then_some(Gpa(rsdp));
 
     if version >= 1 {
-        let rest = memory.bytes(address, 56).ok_or(BootError::Unreadable)?;
+        let rest = memory.passing(address, 56).ok_or(BootError::Unreadable)?;
         let table = read_u64(rest, 40).ok_or(BootError::Unreadable)?;
         let entries = u64::from(read_u32(rest, 48).ok_or(BootError::Unreadable)?);
         read_memory_map(memory, &mut info, table, entries);
@@ -62,7 +62,7 @@ pub fn parse(
     for index in 0..nr_modules {
         let entry = modules
             .checked_add(index.saturating_mul(MODULE_ENTRY))
-            .and_then(|at| memory.bytes(at, MODULE_ENTRY));
+            .and_then(|at| memory.passing(at, MODULE_ENTRY));
         let Some(entry) = entry else {
             info.problems |= Problems::TABLE_TRUNCATED;
             break;
@@ -84,7 +84,7 @@ pub fn parse(
 fn read_memory_map(memory: &impl PhysicalMemory, info: &mut BootInfo, table: u64, entries: u64) {
     for index in 0..entries {
         let entry =
-            table.checked_add(index * MEMMAP_ENTRY).and_then(|at| memory.bytes(at, MEMMAP_ENTRY));
+            table.checked_add(index * MEMMAP_ENTRY).and_then(|at| memory.passing(at, MEMMAP_ENTRY));
         let Some(entry) = entry else {
             info.problems |= Problems::TABLE_TRUNCATED;
             break;

@@ -10,6 +10,7 @@ use janus_boot::{BootInfo, MAX_RESERVED, MemoryKind, MemoryRange};
 use janus_proto::addr::Gpa;
 
 use crate::console::uart;
+use crate::firmware::IoApicInfo;
 use crate::irq::{apic, ioapic, pic};
 use crate::mm::paging::Flags;
 use crate::mm::paging::native::Section;
@@ -121,14 +122,17 @@ fn section(part: &Part, flags: Flags) -> Section {
 
 /// The firmware's tables, and the interrupt controllers they describe.
 fn start_firmware(info: &BootInfo) {
-    let Some(rsdp) = info.rsdp else { return };
-    match firmware::init(rsdp) {
-        Ok(tables) => {
-            if let Err(error) = ioapic::init(&tables.io_apics) {
-                log::warn!("I/O APIC: {error}");
-            }
+    let described = info.rsdp.and_then(|rsdp| match firmware::init(rsdp) {
+        Ok(tables) => Some(&tables.io_apics[..]),
+        Err(error) => {
+            log::warn!("ACPI tables: {error:?}");
+            None
         }
-        Err(error) => log::warn!("ACPI tables: {error:?}"),
+    });
+    // Without tables (Firecracker, QEMU's microvm with `acpi=off`) it is where it has always been.
+    let usual = [IoApicInfo { address: ioapic::USUAL_ADDRESS, gsi_base: 0 }];
+    if let Err(error) = ioapic::init(described.unwrap_or(&usual)) {
+        log::warn!("I/O APIC: {error}");
     }
 }
 

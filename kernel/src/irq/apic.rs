@@ -90,6 +90,12 @@ pub fn is_on() -> bool {
     mode() != Mode::Off
 }
 
+/// Whether it is reached by the x2APIC's MSRs.
+#[must_use]
+pub fn is_x2() -> bool {
+    mode() == Mode::X2Apic
+}
+
 /// Turns on this CPU's APIC, its timer masked. `features` is ECX of CPUID leaf 1.
 ///
 /// # Errors
@@ -195,7 +201,7 @@ pub fn id() -> u32 {
 }
 
 /// Sends `command` (the low word of the interrupt command register) to the CPU with APIC id `target`.
-pub(crate) fn send(target: u32, command: u32) {
+pub fn send(target: u32, command: u32) {
     match mode() {
         Mode::Off => {}
         Mode::XApic => {

@@ -11,6 +11,8 @@ use alloc::vec::Vec;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use janus_proto::addr::Gpa;
+
 use super::{Handler, IrqError, Registration, Source, apic, register_vector};
 use crate::firmware::{self, IoApicInfo, Polarity, Trigger};
 use crate::mm::paging::{self, MapError};
@@ -24,6 +26,12 @@ const LENGTH: usize = 0x20;
 const VERSION: u32 = 1;
 /// The first of the pins' two-word entries.
 const REDIRECTION: u32 = 0x10;
+
+/// What is read where no device is.
+const NOTHING: u32 = u32::MAX;
+
+/// Where the first I/O APIC of a PC is, unless tables say otherwise (Intel 82093AA, 3.0).
+pub(crate) const USUAL_ADDRESS: Gpa = Gpa(0xfec0_0000);
 
 const MASKED: u32 = 1 << 16;
 const LEVEL: u32 = 1 << 15;
@@ -57,7 +65,7 @@ impl IoApic {
 
 static IO_APICS: IrqLock<Vec<IoApic>> = IrqLock::new(Vec::new());
 
-/// Maps the I/O APICs and masks all their pins.
+/// Maps the I/O APICs and masks all their pins; leaves out what is not there.
 ///
 /// # Errors
 /// The registers of one could not be mapped.
@@ -65,7 +73,11 @@ pub(crate) fn init(list: &[IoApicInfo]) -> Result<(), MapError> {
     for info in list {
         let registers = paging::map_mmio(info.address, LENGTH)?;
         let mut io_apic = IoApic { registers, gsi_base: info.gsi_base, pins: 0 };
-        io_apic.pins = (io_apic.read(VERSION) >> 16 & 0xff) + 1;
+        let version = io_apic.read(VERSION);
+        if version == NOTHING {
+            continue;
+        }
+        io_apic.pins = (version >> 16 & 0xff) + 1;
         for pin in 0..io_apic.pins {
             io_apic.write(REDIRECTION + 2 * pin, MASKED);
         }

@@ -6,6 +6,7 @@
 extern crate alloc;
 
 mod clocks;
+mod cpu;
 mod disks;
 mod memory;
 mod networks;

@@ -39,6 +39,32 @@ guest_test! {
         }
     }
 
+    /// A run too long for what lies below 4 GiB is found above, mapped, and keeps what is put there.
+    fn memory_above_4_gib_keeps_what_is_put_there(test) {
+        // On a PC with 6 GiB, at most 3 GiB lie below.
+        const FRAMES: usize = (3 << 30) / 4096 + 256;
+        let Some(start) = frames::allocate(FRAMES) else {
+            test.error("no run of 3 GiB: the machine wants 6 GiB");
+            return;
+        };
+        test.check(start.0 >= 1 << 20, format_args!("the run starts at frame {:#x}", start.0));
+        let places = [0, 1, FRAMES / 2, FRAMES - 1];
+        let pointer = |frame: usize| {
+            let address = usize::try_from(start.start().0).unwrap_or(0) + frame * 4096;
+            core::ptr::with_exposed_provenance_mut::<u64>(address)
+        };
+        for frame in places {
+            // SAFETY: inside the run just taken; all memory is mapped at its own address.
+            unsafe { pointer(frame).write_volatile(!(frame as u64)) };
+        }
+        for frame in places {
+            // SAFETY: as above.
+            test.equal("word", unsafe { pointer(frame).read_volatile() }, !(frame as u64));
+        }
+        // SAFETY: taken above, and not used any more.
+        unsafe { frames::free(start, FRAMES) };
+    }
+
     /// Small and large blocks of the heap keep their contents while others come and go.
     fn the_heap_keeps_what_is_put_there(test) {
         let mut kept: Vec<Vec<u8>> = Vec::new();

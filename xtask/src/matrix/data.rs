@@ -37,6 +37,11 @@ pub(crate) enum Row {
     Qemu(Machine),
     /// GRUB in QEMU: the protocol, and UEFI or not.
     Grub(Multiboot, Firmware),
+    /// QEMU's own loader with a copy of the image without its multiboot header, which QEMU would prefer to the
+    /// PVH note.
+    Pvh(Machine),
+    /// The same without ACPI: QEMU names the virtio-mmio windows on the command line.
+    PvhNoAcpi(Machine),
     /// Linux's 64-bit boot protocol, by a loader of our own in QEMU.
     Linux64(Machine),
     /// A guest of real Xen in the lab.
@@ -200,6 +205,9 @@ fn row(name: &str, data: &RowData) -> Result<Row> {
         ("q35", None) => Row::Qemu(Machine::Q35),
         ("microvm", None) => Row::Qemu(Machine::Microvm),
         ("pc", None) => Row::Qemu(Machine::Pc),
+        ("q35", Some("pvh")) => Row::Pvh(Machine::Q35),
+        ("microvm", Some("pvh")) => Row::Pvh(Machine::Microvm),
+        ("microvm", Some("pvh-no-acpi")) => Row::PvhNoAcpi(Machine::Microvm),
         ("q35", Some("linux64")) => Row::Linux64(Machine::Q35),
         ("q35-bios", Some("multiboot")) => Row::Grub(Multiboot::One, Firmware::Bios),
         ("q35-bios", Some("multiboot2")) => Row::Grub(Multiboot::Two, Firmware::Bios),

@@ -133,7 +133,9 @@ fn run_single(instance: &Instance, images: &BTreeMap<String, PathBuf>) -> Result
         image = qemu_row::cut(&image, bytes)?;
     }
     match instance.row {
-        Row::Qemu(_) | Row::Grub(..) | Row::Linux64(_) => qemu_row::run(instance, &image),
+        Row::Qemu(_) | Row::Pvh(_) | Row::PvhNoAcpi(_) | Row::Grub(..) | Row::Linux64(_) => {
+            qemu_row::run(instance, &image)
+        }
         Row::Dom0(mode) => qemu_row::run_as_dom0(instance, &image, mode),
         Row::Xen(_) => bail!("not a row for a single machine"),
     }

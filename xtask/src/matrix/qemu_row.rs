@@ -65,6 +65,9 @@ pub(crate) fn run(instance: &Instance, image: &Path) -> Result<Run> {
     let words = command_line(case)?;
     let (machine, boot) = match instance.row {
         Row::Qemu(machine) => (machine, Boot::Kernel(image.to_owned())),
+        Row::Pvh(machine) | Row::PvhNoAcpi(machine) => {
+            (machine, Boot::Kernel(without_multiboot(image)?))
+        }
         Row::Linux64(machine) => {
             (machine, Boot::Linux64 { loader: linux_loader::build()?, kernel: image.to_owned() })
         }
@@ -88,6 +91,9 @@ pub(crate) fn run(instance: &Instance, image: &Path) -> Result<Run> {
         vm.disks.push(Disk { file: disks::image(*kind)?, keep_writes: false });
     }
     let mut command = vm.command();
+    if matches!(instance.row, Row::PvhNoAcpi(_)) {
+        command.args(["-machine", "acpi=off"]);
+    }
     let monitor = wants_monitor(case)
         .then(|| std::env::temp_dir().join(format!("janus-monitor-{}-{port}", std::process::id())));
     if let Some(path) = &monitor {
@@ -176,6 +182,28 @@ pub(crate) fn run_as_dom0(
     outcome.code = super::judge::reported_exit(&outcome.console)
         .or_else(|| crashed.iter().any(|text| outcome.console.contains(text)).then_some(6));
     Ok(outcome)
+}
+
+/// A copy of the image that only the PVH note makes bootable: the multiboot 1 header, which QEMU looks for first, is
+/// zeroed. Everything else is the image's own.
+///
+/// # Errors
+/// The image has no such header, or the copy cannot be written.
+fn without_multiboot(image: &Path) -> Result<PathBuf> {
+    /// Multiboot 1, 3.1.1: where it is looked for, and what it begins with.
+    const SEARCHED: usize = 8192;
+    const MAGIC: [u8; 4] = 0x1bad_b002_u32.to_le_bytes();
+    let mut bytes = std::fs::read(image)?;
+    let searched = bytes.len().min(SEARCHED);
+    let header = bytes
+        .get_mut(..searched)
+        .and_then(|head| head.as_chunks_mut::<4>().0.iter_mut().find(|word| **word == MAGIC))
+        .context("the image has no multiboot 1 header")?;
+    *header = [0; 4];
+    let name = image.file_stem().and_then(|name| name.to_str()).context("a nameless image")?;
+    let file = paths::cache("images")?.join(format!("{name}-without-multiboot.elf"));
+    paths::replace(&file, &bytes)?;
+    Ok(file)
 }
 
 /// The kernel's file cut short, for the test that does so.
