@@ -1,3 +1,5 @@
+//! Guests of a few instructions under the ptrace engine: mappings, exits, faults and kicks.
+
 use janus_proto::abi::xen::Errno;
 
 use super::*;

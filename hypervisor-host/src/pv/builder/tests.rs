@@ -1,3 +1,5 @@
+//! Images with and without faults: what is built is read back as a guest would see it.
+
 use std::mem::offset_of;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! A domain without a CPU: its ports, grants and end, as devices and vCPUs use them.
+
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use janus_proto::abi::xen::event_channel::ChannelStatus;

@@ -1,3 +1,5 @@
+//! Instructions given as bytes, and what they do to registers and memory.
+
 use super::*;
 use crate::pv::cpu::Cpu;
 use crate::pv::fake::{cpu, put};

@@ -1,3 +1,5 @@
+//! Event channels between a guest and its devices: binding, masking, delivery, nonsense.
+
 use std::sync::atomic::AtomicUsize;
 
 use super::*;

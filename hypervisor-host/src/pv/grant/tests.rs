@@ -1,3 +1,5 @@
+//! Grants as a guest writes them and a device maps them, and what must be refused.
+
 use std::sync::atomic::AtomicI64;
 use std::sync::atomic::Ordering::SeqCst;
 

@@ -1,3 +1,5 @@
+//! Every hypercall with right, wrong and random arguments.
+
 use proptest::prelude::*;
 
 use janus_proto::abi::xen::event_channel::{BindIpi, InitControl};

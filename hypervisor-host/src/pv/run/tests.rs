@@ -1,3 +1,5 @@
+//! The loop of a vCPU over a scripted engine: exits are dispatched, events delivered.
+
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::SeqCst;
 

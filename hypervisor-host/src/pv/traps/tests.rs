@@ -1,3 +1,5 @@
+//! The frames that exceptions and events put on a guest's stack.
+
 use super::*;
 use crate::pv::fake::{cpu, put};
 
