@@ -6,7 +6,11 @@ use std::ops::Deref;
 use janus_proto::abi::xen::grant_table::GrantStatus;
 use janus_proto::addr::GrantRef;
 use janus_proto::grant::Access;
-use janus_proto::sync::{AtomicU32, Ordering};
+use janus_proto::sync::AtomicU32;
+
+mod copy;
+
+pub use copy::{copy_in, copy_out};
 
 /// A grant could not be mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,55 +31,6 @@ pub trait GrantMapper {
     /// # Errors
     /// One of them is not granted to us, or not for this access.
     fn map(&self, grants: &[GrantRef], access: Access) -> Result<Self::Mapping, MapError>;
-}
-
-/// Copies bytes out of shared memory, each once; `false`: the range is outside.
-#[must_use]
-pub fn copy_out(words: &[AtomicU32], offset: usize, buf: &mut [u8]) -> bool {
-    if !inside(words, offset, buf.len()) {
-        return false;
-    }
-    let mut skip = offset % 4;
-    let mut rest = buf;
-    for word in words.iter().skip(offset / 4) {
-        let (part, later) = rest.split_at_mut(rest.len().min(4 - skip));
-        if part.is_empty() {
-            break;
-        }
-        let value = word.load(Ordering::Relaxed).to_ne_bytes();
-        for (to, from) in part.iter_mut().zip(value.iter().skip(skip)) {
-            *to = *from;
-        }
-        (rest, skip) = (later, 0);
-    }
-    true
-}
-
-/// Copies bytes into shared memory; `false`: the range is outside, and nothing was written.
-#[must_use]
-pub fn copy_in(words: &[AtomicU32], offset: usize, bytes: &[u8]) -> bool {
-    if !inside(words, offset, bytes.len()) {
-        return false;
-    }
-    let mut skip = offset % 4;
-    let mut rest = bytes;
-    for word in words.iter().skip(offset / 4) {
-        let (part, later) = rest.split_at(rest.len().min(4 - skip));
-        if part.is_empty() {
-            break;
-        }
-        let mut value = word.load(Ordering::Relaxed).to_ne_bytes();
-        for (to, from) in value.iter_mut().skip(skip).zip(part) {
-            *to = *from;
-        }
-        word.store(u32::from_ne_bytes(value), Ordering::Relaxed);
-        (rest, skip) = (later, 0);
-    }
-    true
-}
-
-fn inside(words: &[AtomicU32], offset: usize, len: usize) -> bool {
-    offset.checked_add(len).is_some_and(|end| end <= words.len() * 4)
 }
 
 /// What a frontend wrote into its directory is missing or nonsense.

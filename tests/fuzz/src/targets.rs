@@ -326,7 +326,7 @@ pub fn usernet(input: &[u8]) {
                 let to = [10, 0, 2, script.byte() % 6];
                 let total = (20 + u16::from(len)).to_be_bytes();
                 payload.resize(usize::from(len), 0);
-                let protocol = [1, 6, 17, protocol][usize::from(protocol % 4)];
+                let protocol = *[1, 6, 17].get(usize::from(protocol % 4)).unwrap_or(&protocol);
                 let mut ip =
                     vec![0x45, 0, total[0], total[1], 0, 0, 0, 0, 64, protocol, 0, 0, 10, 0, 2, 15];
                 ip.extend(to);
@@ -352,9 +352,10 @@ pub fn usernet(input: &[u8]) {
 
 /// The Internet checksum of a header of even length (RFC 1071).
 fn checksum(header: &[u8]) -> u16 {
-    let words =
-        header.chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
-    let sum: u32 = words.sum();
-    let sum = (sum & 0xffff) + (sum >> 16);
-    !((sum & 0xffff) + (sum >> 16)) as u16
+    let (words, _) = header.as_chunks::<2>();
+    let add = |sum: u16, word: &[u8; 2]| {
+        let (sum, carry) = sum.overflowing_add(u16::from_be_bytes(*word));
+        sum + u16::from(carry)
+    };
+    !words.iter().fold(0, add)
 }
