@@ -2,7 +2,9 @@
 // UNSAFETY: hands addresses to the hypervisor.
 #![expect(unsafe_code, reason = "hands addresses to the hypervisor")]
 
-use janus_proto::abi::xen::memory::{AddToPhysmap, MapSpace, MemoryOp, Reservation};
+use janus_proto::abi::xen::memory::{
+    AddToPhysmap, MachphysMapping, MapSpace, MemoryOp, Reservation,
+};
 use janus_proto::abi::xen::mmu::{MmuUpdate, MmuUpdateKind, MmuextCmd, MmuextOp, UvmFlags};
 use janus_proto::abi::xen::{Errno, Hypercall, MulticallEntry};
 use janus_proto::addr::{DomId, Mfn, Pfn};
@@ -138,6 +140,17 @@ pub unsafe fn add_to_physmap(space: MapSpace, index: u64, frame: Pfn) -> Result<
         call(Hypercall::MEMORY_OP, [MemoryOp::ADD_TO_PHYSMAP.0.into(), address(&argument), 0, 0, 0])
     }
     .map(drop)
+}
+
+/// Where Xen's machine-to-physical table is (PV).
+///
+/// # Errors
+/// There is no Xen, or it does not say.
+pub fn machphys_mapping() -> Result<MachphysMapping> {
+    let mut mapping = MachphysMapping { v_start: 0, v_end: 0, max_mfn: 0 };
+    let args = [MemoryOp::MACHPHYS_MAPPING.0.into(), address_mut(&mut mapping), 0, 0, 0];
+    // SAFETY: Xen writes the structure.
+    unsafe { call(Hypercall::MEMORY_OP, args) }.map(|_| mapping)
 }
 
 /// Tells Xen that machine frame `mfn` is our frame `pfn` (PV).

@@ -11,6 +11,8 @@
 // UNSAFETY: reads page tables and the tables of frames, and changes what addresses mean.
 #![expect(unsafe_code, reason = "page tables decide what memory is")]
 
+use core::sync::atomic::{AtomicUsize, Ordering};
+
 use janus_boot::MemoryRange;
 use janus_boot::start_info::StartInfo;
 use janus_proto::addr::{Gpa, Mfn, PAGE_SIZE, Pfn};
@@ -34,7 +36,7 @@ const DIRTY: u64 = 1 << 6;
 const NO_EXECUTE: u64 = 1 << 63;
 /// What every entry above the last level allows; the last level decides.
 const TABLE: u64 = PRESENT | WRITABLE | USER | ACCESSED | DIRTY;
-/// `MACH2PHYS_VIRT_START`.
+/// Where Xen has its table of frames by machine frame (`MACH2PHYS_VIRT_START`), if it does not say.
 const MACHINE_TO_PHYSICAL: usize = 0xffff_8000_0000_0000;
 /// A page of the p2m without memory (`INVALID_P2M_ENTRY`).
 const INVALID: u64 = u64::MAX;
@@ -54,6 +56,21 @@ struct Tables {
 }
 
 static TABLES: IrqLock<Option<Tables>> = IrqLock::new(None);
+
+/// Where the machine-to-physical table is, which is asked for once: a hypervisor without an upper half of its own
+/// (the user-mode monitor) has it elsewhere, and emulates each load from where Xen has it.
+fn machine_to_physical() -> usize {
+    static KNOWN: AtomicUsize = AtomicUsize::new(0);
+    match KNOWN.load(Ordering::Relaxed) {
+        0 => {
+            let asked = memory::machphys_mapping().map(|mapping| to_usize(mapping.v_start));
+            let table = asked.unwrap_or(MACHINE_TO_PHYSICAL);
+            KNOWN.store(table, Ordering::Relaxed);
+            table
+        }
+        table => table,
+    }
+}
 
 /// Page table entries to change, collected so that one hypercall changes many.
 struct Batch {
@@ -209,8 +226,8 @@ impl Tables {
     /// The address of the table that `entry` points to.
     fn table(entry: u64) -> usize {
         let mfn = to_usize((entry & ADDRESS) >> 12);
-        let name =
-            core::ptr::with_exposed_provenance::<u64>(MACHINE_TO_PHYSICAL + mfn * size_of::<u64>());
+        let table = machine_to_physical();
+        let name = core::ptr::with_exposed_provenance::<u64>(table + mfn * size_of::<u64>());
         // SAFETY: Xen maps its table for every machine frame there is, and `mfn` is one: Xen checked the entry.
         to_usize(unsafe { name.read_volatile() }) << 12
     }
