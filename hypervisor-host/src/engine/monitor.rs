@@ -37,7 +37,7 @@ use super::{EngineError, Exit, Fault, Kicker, Mapping, Protection, Registers, Vc
 use crate::machine::ram::Ram;
 
 /// The number of the one hypercall that is jumped to and does not return.
-const IRET: usize = 23;
+const IRET: u32 = 23;
 /// Bytes of one entry of the hypercall page.
 const ENTRY: usize = 32;
 /// The selectors of user mode, with which every guest runs.
@@ -100,11 +100,11 @@ impl Monitor {
     #[must_use]
     pub fn hypercall_page() -> [u8; PAGE_SIZE] {
         let mut page = [0xcc; PAGE_SIZE];
-        for (number, entry) in page.chunks_exact_mut(ENTRY).enumerate() {
+        for (number, entry) in (0_u32..).zip(page.chunks_exact_mut(ENTRY)) {
             let mut code = Vec::with_capacity(ENTRY);
             let enter = |code: &mut Vec<u8>, gate: u64| {
                 code.push(0xb8); // mov eax, number
-                code.extend((number as u32).to_le_bytes());
+                code.extend(number.to_le_bytes());
                 code.extend([0x49, 0xbb]); // movabs r11, gate
                 code.extend(gate.to_le_bytes());
             };
@@ -406,8 +406,9 @@ impl Vcpu for MonitorVcpu {
             (FPU, FPU_SIZE)
         } else {
             let base = STUB + (MAILBOX + SIGNAL_STACK) as u64;
+            let offset = self.fpu_frame.checked_sub(base);
             let offset =
-                self.fpu_frame.checked_sub(base).map_or(usize::MAX, |offset| offset as usize);
+                offset.and_then(|offset| usize::try_from(offset).ok()).unwrap_or(usize::MAX);
             if offset >= SIGNAL_STACK_SIZE {
                 return Err(self.corrupt("the signal frame"));
             }

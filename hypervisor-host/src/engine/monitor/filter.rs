@@ -20,6 +20,12 @@ const MAP_SHARED_FIXED: u32 = 0x11;
 /// the stub's address.
 const HIGHEST: u32 = (TOP >> 32) as u32;
 
+/// The lower half of a constant.
+const fn low(value: u64) -> u32 {
+    let [a, b, c, d, ..] = value.to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
+}
+
 const _: () = assert!(STUB >= TOP + (2 << 32) && STUB & 0xffff_ffff == 0);
 
 /// Offsets in `struct seccomp_data`.
@@ -64,7 +70,11 @@ fn lines() -> Vec<Line> {
     let mut lines = Vec::new();
     lines.extend(equal(ARCH, ARCH_X86_64));
     lines.extend(equal(INSTRUCTION + 4, stub));
-    lines.extend([Load(INSTRUCTION), Jump(BPF_JGE, IMAGE_SIZE as u32, Trap, Next), Load(NUMBER)]);
+    lines.extend([
+        Load(INSTRUCTION),
+        Jump(BPF_JGE, low(IMAGE_SIZE as u64), Trap, Next),
+        Load(NUMBER),
+    ]);
     for (number, label) in [
         (libc::SYS_futex, Futex),
         (libc::SYS_rt_sigreturn, Allow),
@@ -78,7 +88,7 @@ fn lines() -> Vec<Line> {
 
     lines.push(Here(Futex));
     lines.extend(equal(argument(0) + 4, stub));
-    lines.extend(equal(argument(0), MAILBOX as u32));
+    lines.extend(equal(argument(0), low(MAILBOX as u64)));
     lines.extend([
         Load(argument(1)),
         Jump(BPF_JEQ, FUTEX_WAIT, Allow, FutexOperation),
@@ -98,7 +108,7 @@ fn lines() -> Vec<Line> {
         Load(argument(0) + 4),
         Jump(BPF_JEQ, (M2P_VIEW >> 32) as u32, Next, MapBelow),
     ]);
-    lines.extend(equal(argument(0), M2P_VIEW as u32));
+    lines.extend(equal(argument(0), low(M2P_VIEW)));
     lines.extend(equal(argument(1) + 4, 0));
     lines.extend(equal(argument(2), libc::PROT_READ.cast_unsigned()));
     lines.push(Plain(BPF_RET | BPF_K, libc::SECCOMP_RET_ALLOW));
@@ -150,7 +160,7 @@ pub(super) fn program() -> Vec<u8> {
             Here(_) => continue,
         };
         at += 1;
-        bytes.extend((code as u16).to_le_bytes());
+        bytes.extend(code.to_le_bytes().into_iter().take(2));
         bytes.extend([then, otherwise]);
         bytes.extend(value.to_le_bytes());
     }

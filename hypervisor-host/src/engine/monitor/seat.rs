@@ -18,6 +18,11 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// How often to look for what the kernel does not tell of.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// As nanoseconds.
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 #[derive(Debug)]
 pub(super) struct Seat {
     pub(super) child: Child,
@@ -94,7 +99,7 @@ impl Seat {
     pub(super) fn wait(&self, mut deadline: u64, patience: Duration) -> Result<(), EngineError> {
         let turn = &self.mailbox().turn;
         let theirs = self.child.theirs();
-        let period = LOOK.min(patience).as_nanos() as u64;
+        let period = nanoseconds(LOOK.min(patience));
         let mut kicked_since = None;
         let mut look = u64::MAX;
         loop {

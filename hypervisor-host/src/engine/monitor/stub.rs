@@ -1,4 +1,4 @@
-//! The code in the guest's process: a program of three pages that takes everything else away from itself, shuts the
+//! The code in the guest's process: a program of a few pages that takes everything else away from itself, shuts the
 //! door, and then carries registers between the guest and the mailbox.
 //!
 //! It is no part of any trust: the guest can jump anywhere in it. What bounds the guest is the filter of
@@ -66,6 +66,7 @@ unsafe extern "C" {
     static janus_stub_end: u8;
     static janus_stub_gate_iret: u8;
     static janus_stub_start: u8;
+    #[cfg(test)]
     static janus_stub_system_call: u8;
 }
 

@@ -59,10 +59,10 @@ fn several(code: &[u8], count: usize) -> Vec<World> {
     let world = |cpu| {
         let registers = Registers { rip: CODE, rsp: STACK, rflags: 0x202, ..Registers::default() };
         let mut world = World { ram: Arc::clone(&ram), cpu, registers };
-        world.map(CODE, 0, false, true);
-        world.map(PAGE, 1, false, true);
-        world.map(STACK - 0x1000, 2, true, false);
-        world.map(DATA, 3, true, false);
+        world.map(CODE, 0, "rx");
+        world.map(PAGE, 1, "rx");
+        world.map(STACK - 0x1000, 2, "rw");
+        world.map(DATA, 3, "rw");
         world
     };
     cpus.into_iter().map(world).collect()
@@ -73,9 +73,9 @@ impl World {
         several(code, 1).remove(0)
     }
 
-    fn map(&mut self, address: u64, frame: u64, write: bool, execute: bool) {
+    fn map(&mut self, address: u64, frame: u64, access: &str) {
         let frame = Mfn(FIRST_FRAME.0 + frame);
-        let protection = Protection { write, execute };
+        let protection = Protection { write: access.contains('w'), execute: access.contains('x') };
         self.cpu.map(Mapping { address, frame, pages: 1, protection });
     }
 

@@ -95,7 +95,7 @@ fn a_stack_that_is_not_there_is_a_fault_at_the_gate() {
     assert_eq!(world.run(), fault(14, 4, NOTHING + 8));
     put(&world.ram, 5, &[0; 8]);
     put(&world.ram, 5, &[[0; 8], (CODE + 99).to_le_bytes()].concat());
-    world.map(NOTHING, 5, true, false);
+    world.map(NOTHING, 5, "rw");
     assert_eq!(world.run(), Exit::Hypercall);
     assert_eq!((world.registers.rax, world.registers.rip), (5, CODE + 99));
 }

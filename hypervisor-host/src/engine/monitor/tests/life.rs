@@ -158,8 +158,8 @@ fn guests_end_with_the_process_that_made_them() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let output = std::io::BufReader::new(holder.stdout.take().unwrap());
-    let guest = std::io::BufRead::lines(output)
+    let output = io::BufReader::new(holder.stdout.take().unwrap());
+    let guest = io::BufRead::lines(output)
         .map_while(Result::ok)
         .find_map(|line| line.split_once("guest=").and_then(|(_, pid)| pid.trim().parse().ok()))
         .unwrap();

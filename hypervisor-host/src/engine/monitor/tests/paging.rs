@@ -11,12 +11,12 @@ fn what_is_taken_out_is_gone_and_what_replaces_it_is_seen() {
     put(&world.ram, 7, &[7; 8]);
     assert_eq!(world.run(), Exit::Syscall);
     assert_eq!(world.registers.rbx, 0x0303_0303_0303_0303);
-    world.map(DATA, 7, false, false);
+    world.map(DATA, 7, "r");
     assert_eq!(world.run(), Exit::Syscall);
     assert_eq!(world.registers.rbx, 0x0707_0707_0707_0707);
     world.cpu.unmap(DATA, 1);
     assert_eq!(world.run(), fault(14, 4, DATA));
-    world.map(DATA, 3, false, false);
+    world.map(DATA, 3, "r");
     assert_eq!(world.run(), Exit::Syscall);
     assert_eq!(world.registers.rbx, 0x0303_0303_0303_0303);
     world.cpu.unmap_all();
@@ -46,7 +46,7 @@ fn more_changes_than_one_turn_takes() {
         "syscall",
     ]);
     for page in 0..600 {
-        world.map(0x100_0000 + page * 0x2000, 8 + page * 3, true, false);
+        world.map(0x100_0000 + page * 0x2000, 8 + page * 3, "rw");
     }
     assert_eq!(world.run(), Exit::Syscall);
     let last = world.ram.frame(Mfn(FIRST_FRAME.0 + 8 + 599 * 3)).unwrap();
@@ -82,7 +82,7 @@ fn nonsense_is_not_mapped() {
 #[test]
 fn the_highest_page_is_the_guests() {
     let mut world = World::new(code!["movabs rax, 0x7ff7fffffff8", "mov [rax], rax", "syscall"]);
-    world.map(TOP - 0x1000, 9, true, false);
+    world.map(TOP - 0x1000, 9, "rw");
     assert_eq!(world.run(), Exit::Syscall);
     world.registers.rip = CODE;
     world.cpu.unmap(TOP - 0x1000, 1);
@@ -122,12 +122,12 @@ fn more_mappings_than_the_host_has_are_evicted() {
     }
     let mut world = World::new(code!["5:", "syscall", "jmp 5b"]);
     for page in 0..limit + 10 {
-        world.map(0x1_0000_0000 + page * 0x2000, 8 + page % 4000, true, false);
+        world.map(0x1_0000_0000 + page * 0x2000, 8 + page % 4000, "rw");
     }
     // The code was taken out with the rest, and is mapped again on demand.
     let mut exit = world.run();
     if exit == fault(14, 0x14, world.registers.rip) {
-        world.map(CODE, 0, false, true);
+        world.map(CODE, 0, "rx");
         exit = world.run();
     }
     assert_eq!(exit, Exit::Syscall);
