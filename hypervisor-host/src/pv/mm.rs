@@ -20,6 +20,8 @@ mod pool;
 mod reservation;
 mod resident;
 pub mod space;
+#[cfg(test)]
+mod tests;
 mod types;
 mod update;
 

@@ -99,7 +99,7 @@ pub(crate) fn is_guest_slot(slot: usize) -> bool {
 
 /// Whether an address lies outside Xen's part and is canonical (`__addr_ok`).
 pub(crate) fn is_guest_address(address: u64) -> bool {
-    address < 0x0000_8000_0000_0000 || address >= 0xffff_8800_0000_0000
+    !(0x0000_8000_0000_0000..0xffff_8800_0000_0000).contains(&address)
 }
 
 /// The index of `address` in its table of `level`.

@@ -275,7 +275,8 @@ impl Memory {
         let mut start = base + (first * PAGE_SIZE) as u64;
         let mut end = base + ((last + 1) * PAGE_SIZE) as u64;
         for _ in 0..MORE_TABLES {
-            let Some(base) = start.checked_sub(TABLE_SPAN).filter(|base| base % TABLE_SPAN == 0)
+            let Some(base) =
+                start.checked_sub(TABLE_SPAN).filter(|base| base.is_multiple_of(TABLE_SPAN))
             else {
                 break;
             };
@@ -291,7 +292,7 @@ impl Memory {
             start = base + (first * PAGE_SIZE) as u64;
         }
         for _ in 0..MORE_TABLES {
-            if end % TABLE_SPAN != 0 {
+            if !end.is_multiple_of(TABLE_SPAN) {
                 break;
             }
             let Some(path) = self.path(root, end) else { break };

@@ -219,7 +219,7 @@ impl Memory {
         // In steps of the larger size, so that what one step gives is what it takes.
         let order = give.extent_order.max(take.extent_order);
         let (gives, takes) = (1 << (order - give.extent_order), 1 << (order - take.extent_order));
-        if exchange.nr_exchanged % gives != 0 || give.nr_extents % gives != 0 {
+        if !exchange.nr_exchanged.is_multiple_of(gives) || !give.nr_extents.is_multiple_of(gives) {
             return Err(Errno::EINVAL);
         }
         let mut done = exchange.nr_exchanged;
