@@ -1,8 +1,8 @@
 //! What the default image does: mounts the disks that appear, serves them, and runs the shell.
 
-use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use crate::block::Block;
@@ -62,7 +62,7 @@ static SEEN: sync::Notify = sync::Notify::new();
 async fn settle() {
     let all_seen = async {
         devices::settled().await;
-        while devices::blocks().iter().any(|disk| !LOOKED_AT.lock().contains(disk.name())) {
+        while devices::blocks().iter().any(|disk| !was_looked_at(disk)) {
             SEEN.notified().await;
         }
     };
@@ -74,17 +74,32 @@ async fn settle() {
     }
 }
 
-static LOOKED_AT: sync::IrqMutex<BTreeSet<String>> = sync::IrqMutex::new(BTreeSet::new());
+static LOOKED_AT: sync::IrqMutex<Vec<Arc<Block>>> = sync::IrqMutex::new(Vec::new());
 
-/// Mounts each disk when it appears.
+fn was_looked_at(disk: &Arc<Block>) -> bool {
+    LOOKED_AT.lock().iter().any(|known| Arc::ptr_eq(known, disk))
+}
+
+/// Mounts each disk when it appears, and takes it out of the tree when it goes.
 async fn mount_disks() {
     loop {
         let generation = devices::generation();
-        for disk in devices::blocks() {
-            let new = LOOKED_AT.lock().contains(disk.name());
-            if !new {
+        let disks = devices::blocks();
+        let gone: Vec<Arc<Block>> = {
+            let mut known = LOOKED_AT.lock();
+            let is_gone =
+                |disk: &mut Arc<Block>| !disks.iter().any(|other| Arc::ptr_eq(other, disk));
+            known.extract_if(.., is_gone).collect()
+        };
+        for disk in gone {
+            if let Some(place) = mounts::remove(disk.name()) {
+                println!("janus: {} is gone from {place}", disk.name());
+            }
+        }
+        for disk in disks {
+            if !was_looked_at(&disk) {
                 mount_disk(&disk).await;
-                LOOKED_AT.lock().insert(String::from(disk.name()));
+                LOOKED_AT.lock().push(disk);
                 SEEN.notify();
             }
         }
@@ -105,12 +120,15 @@ async fn mount_disk(disk: &Arc<Block>) {
 
 /// Gives each network interface an address when it appears, and serves the volumes on it.
 async fn serve_networks(options: Options) {
-    let mut seen = BTreeSet::new();
+    let mut seen: Vec<Arc<Net>> = Vec::new();
     loop {
         let generation = devices::generation();
-        for net in devices::nets() {
-            if seen.insert(String::from(net.name())) {
+        let nets = devices::nets();
+        seen.retain(|known| nets.iter().any(|net| Arc::ptr_eq(net, known)));
+        for net in nets {
+            if !seen.iter().any(|known| Arc::ptr_eq(known, &net)) {
                 serve_network(&net, &options);
+                seen.push(net);
             }
         }
         devices::changed_since(generation).await;

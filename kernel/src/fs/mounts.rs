@@ -1,6 +1,7 @@
 //! Where volumes hang in the one tree that the shell and the web server see.
 //!
-//! The first volume is the root; each later one hangs at `/mnt/NAME`, NAME being the disk or module it came from.
+//! A volume that comes while there is none at the root becomes the root; the others hang at `/mnt/NAME`, NAME being
+//! the disk or module they came from.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -24,10 +25,23 @@ pub struct Mount {
 /// Hangs a volume into the tree; answers where.
 pub fn add(volume: Volume) -> String {
     let mut mounts = MOUNTS.lock();
-    let place =
-        if mounts.is_empty() { "/".to_string() } else { format!("/mnt/{}", volume.source()) };
+    let place = if mounts.iter().all(|mount| mount.place != "/") {
+        "/".to_string()
+    } else {
+        format!("/mnt/{}", volume.source())
+    };
     mounts.push(Mount { place: place.clone(), volume });
     place
+}
+
+/// Takes the volume that came from `source` out of the tree; answers where it hung. Files that are open stay so.
+pub fn remove(source: &str) -> Option<String> {
+    let mount = {
+        let mut mounts = MOUNTS.lock();
+        let at = mounts.iter().position(|mount| mount.volume.source() == source)?;
+        mounts.remove(at)
+    };
+    Some(mount.place)
 }
 
 /// Every mount, in the order of mounting.

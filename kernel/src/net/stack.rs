@@ -36,6 +36,10 @@ const LINGER: Duration = Duration::from_secs(60);
 /// How long a peer may be silent while we wait for it.
 const TCP_TIMEOUT: Duration = Duration::from_secs(60);
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// How long a DHCP server may take to answer before it is asked again: in the first [`DHCP_HURRY`], and later.
+const DHCP_IMPATIENCE: Duration = Duration::from_millis(250);
+const DHCP_PATIENCE: Duration = Duration::from_secs(2);
+const DHCP_HURRY: Duration = Duration::from_secs(2);
 /// How long to wait for the device to make room before looking again.
 const CONGESTION_DELAY: Duration = Duration::from_millis(10);
 /// How long a handshake may take.
@@ -75,6 +79,8 @@ pub(super) struct Stack {
     orphans: Vec<Orphan>,
     spare: Vec<tcp::Socket<'static>>,
     dhcp: Option<SocketHandle>,
+    /// While DHCP asks often: since when, once it does.
+    dhcp_hurry: Option<Option<Instant>>,
     source: AddressSource,
     dns: Vec<Ipv4Address>,
     next_port: u16,
@@ -117,6 +123,7 @@ impl Stack {
             orphans: Vec::new(),
             spare: Vec::new(),
             dhcp: None,
+            dhcp_hurry: None,
             source: AddressSource::None,
             dns: Vec::new(),
             next_port,
@@ -445,11 +452,10 @@ impl Stack {
         self.end_dhcp();
         self.set_address(None, None);
         let mut socket = dhcpv4::Socket::new();
-        // The server is usually on this machine: ask again soon if the first question was lost.
-        let mut retry = socket.get_retry_config();
-        retry.discover_timeout = Duration::from_secs(2);
-        retry.initial_request_timeout = Duration::from_secs(1);
-        socket.set_retry_config(retry);
+        // The server is usually on this machine, and its end of the wire may come up a moment after ours: ask again
+        // soon, for a while.
+        set_dhcp_patience(&mut socket, DHCP_IMPATIENCE);
+        self.dhcp_hurry = Some(None);
         self.source = AddressSource::Dhcp;
         self.dhcp = self.add(socket).ok();
     }
@@ -470,10 +476,19 @@ impl Stack {
     }
 
     /// Takes over what DHCP learnt; whether the address changed.
-    fn tend_dhcp(&mut self, name: &str) -> bool {
+    fn tend_dhcp(&mut self, name: &str, now: Instant) -> bool {
         let Some(handle) = self.dhcp else { return false };
-        match self.sockets.get_mut::<dhcpv4::Socket<'_>>(handle).poll() {
-            None => false,
+        let socket = self.sockets.get_mut::<dhcpv4::Socket<'_>>(handle);
+        match socket.poll() {
+            None => {
+                if let Some(since) = &mut self.dhcp_hurry
+                    && now >= *since.get_or_insert(now) + DHCP_HURRY
+                {
+                    set_dhcp_patience(socket, DHCP_PATIENCE);
+                    self.dhcp_hurry = None;
+                }
+                false
+            }
             Some(dhcpv4::Event::Deconfigured) => {
                 let had = self.address().is_some();
                 if had {
@@ -520,7 +535,7 @@ impl Stack {
         {
             sent += 1;
         }
-        let address_changed = self.tend_dhcp(name);
+        let address_changed = self.tend_dhcp(name, now);
         self.tend_listeners();
         self.tend_orphans(now);
         phy.kick();
@@ -546,6 +561,13 @@ impl Stack {
         }
         Round { more, deadline, address_changed }
     }
+}
+
+fn set_dhcp_patience(socket: &mut dhcpv4::Socket<'_>, patience: Duration) {
+    let mut retry = socket.get_retry_config();
+    retry.discover_timeout = patience;
+    retry.initial_request_timeout = patience;
+    socket.set_retry_config(retry);
 }
 
 /// The first of the ports for connections that we open (RFC 6335, 6).

@@ -9,11 +9,12 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 
-use janus_front::class::{BalloonDevice, BlockDevice};
+use janus_front::class::{BalloonDevice, BlockDevice, NetDevice};
 use janus_front::dma::FrameSource;
 use janus_front::virtio::balloon::VirtioBalloon;
 use janus_front::virtio::baseline::IdentityFrames;
 use janus_front::virtio::baseline_blk::BaselineBlk;
+use janus_front::virtio::baseline_net::BaselineNet;
 use janus_front::virtio::blk::VirtioBlk;
 use janus_front::virtio::low_rate::{VirtioConsole, VirtioRng};
 use janus_front::virtio::net::{ReceiveBuffers, VirtioNet};
@@ -60,7 +61,7 @@ pub(super) fn start(
 ) -> Result<Option<String>, InitError> {
     match transport.device_id() {
         DeviceId::BLOCK => {
-            let device: Box<dyn BlockDevice> = if baseline_wanted() {
+            let device: Box<dyn BlockDevice> = if baseline_wanted("virtio.disk=baseline") {
                 Box::new(BaselineBlk::<Identity>::new(transport)?)
             } else {
                 Box::new(VirtioBlk::new(transport, &FRAMES)?)
@@ -73,9 +74,13 @@ pub(super) fn start(
             Ok(Some(name))
         }
         DeviceId::NET => {
-            let device = VirtioNet::with_buffers(transport, &FRAMES, receive_buffers())?;
+            let device: Box<dyn NetDevice> = if baseline_wanted("virtio.net=baseline") {
+                Box::new(BaselineNet::<Identity>::new(transport)?)
+            } else {
+                Box::new(VirtioNet::with_buffers(transport, &FRAMES, receive_buffers())?)
+            };
             let name = format!("eth{}", NETS.fetch_add(1, Ordering::Relaxed));
-            let net = Net::start(name.clone(), Box::new(device), &FRAMES, entropy::random_u64());
+            let net = Net::start(name.clone(), device, &FRAMES, entropy::random_u64());
             let woken = Arc::clone(&net);
             wake.set(Box::new(move || woken.interrupt()));
             devices::add_net(net);
@@ -144,10 +149,9 @@ async fn inflate(name: String, mut device: VirtioBalloon, work: Arc<Notify>) {
     }
 }
 
-/// Whether the command line asks for the `virtio-drivers` crate's disk driver (`virtio.disk=baseline`),
-/// which the bench compares ours with.
-fn baseline_wanted() -> bool {
-    crate::command_line().split_ascii_whitespace().any(|word| word == "virtio.disk=baseline")
+/// Whether the command line asks for a driver of the `virtio-drivers` crate, which the bench compares ours with.
+fn baseline_wanted(wanted: &str) -> bool {
+    crate::command_line().split_ascii_whitespace().any(|word| word == wanted)
 }
 
 /// `a` to `z`, then `aa` and so on, as Linux names disks.

@@ -1,10 +1,13 @@
 //! What a Linux guest runs in `cargo xtask bench`: the same commands on its console, the same answers as Janus.
 //!
 //! It serves the file system mounted on `/mnt` over HTTP by `sendfile(2)`, the cheapest way Linux has, and
-//! obeys `bench DISK seq|random BYTES DEPTH SECONDS` (O_DIRECT; `io_submit(2)` beyond depth 1) and `poweroff`.
+//! obeys `bench DISK seq|random BYTES DEPTH SECONDS` (O_DIRECT; `io_submit(2)` beyond depth 1) and `poweroff`;
+//! `tcp-sink PORT BYTES` and `tcp-source PORT BYTES` move bytes over one connection.
 
 mod disk;
 mod http;
+mod stream;
+mod uptime;
 
 use std::io::BufRead as _;
 
@@ -12,13 +15,28 @@ fn main() {
     if let Err(error) = http::start(80) {
         println!("peer: no HTTP server: {error}");
     }
-    println!("peer: ready");
+    // Since the kernel's clock began, which is a little later than its first instruction.
+    println!("peer: ready after {:.3} ms", uptime::milliseconds());
     for line in std::io::stdin().lock().lines() {
         let Ok(line) = line else { break };
         let words: Vec<&str> = line.split_whitespace().collect();
         match *words {
             [] => {}
             ["poweroff"] => break,
+            ["tcp-sink", port, bytes] | ["tcp-source", port, bytes] => {
+                let (Ok(port), Ok(bytes)) = (port.parse(), bytes.parse()) else {
+                    println!("peer: not numbers: {line}");
+                    continue;
+                };
+                let inwards = words[0] == "tcp-sink";
+                match stream::run(port, bytes, inwards) {
+                    Ok((bytes, us)) => println!(
+                        "janus-bench: {{\"tcp\":\"{}\",\"bytes\":{bytes},\"us\":{us}}}",
+                        if inwards { "in" } else { "out" }
+                    ),
+                    Err(error) => println!("peer: {line}: {error}"),
+                }
+            }
             ["bench", device, pattern, size, depth, seconds] => {
                 let numbers = (size.parse(), depth.parse(), seconds.parse());
                 let (Ok(size), Ok(depth), Ok(seconds)) = numbers else {

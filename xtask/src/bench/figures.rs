@@ -10,6 +10,8 @@ use serde::Serialize;
 pub(crate) enum Metric {
     /// From the start of the machine to a served disk, in milliseconds.
     Ready,
+    /// The guest's own share of that, by its own clock: from its kernel's first reading of it.
+    GuestReady,
     /// 1 MiB reads in sequence, one at a time, in MiB/s.
     Sequential,
     /// 4 KiB reads all over the disk, one at a time, a second.
@@ -20,23 +22,30 @@ pub(crate) enum Metric {
     HttpCold,
     /// The same again.
     Http,
+    /// One TCP stream into the guest, in Mbit/s.
+    TcpIn,
+    /// One TCP stream out of it.
+    TcpOut,
 }
 
 impl Metric {
     fn name(self) -> &'static str {
         match self {
             Self::Ready => "start to ready, ms",
+            Self::GuestReady => "  the guest's own part of it, ms",
             Self::Sequential => "sequential 1 MiB reads, MiB/s",
             Self::Random1 => "random 4 KiB reads, 1 in flight, /s",
             Self::Random32 => "random 4 KiB reads, 32 in flight, /s",
             Self::HttpCold => "HTTP 64 MiB, first fetch, MiB/s",
             Self::Http => "HTTP 64 MiB, again, MiB/s",
+            Self::TcpIn => "TCP stream in, Mbit/s",
+            Self::TcpOut => "TCP stream out, Mbit/s",
         }
     }
 
-    /// How often Janus beats Linux: above 1 is better, for times and for rates.
-    fn ratio(self, janus: f64, linux: f64) -> f64 {
-        if self == Self::Ready { linux / janus } else { janus / linux }
+    /// How often Janus beats the other: above 1 is better, for times and for rates.
+    fn ratio(self, janus: f64, other: f64) -> f64 {
+        if matches!(self, Self::Ready | Self::GuestReady) { other / janus } else { janus / other }
     }
 }
 
@@ -48,6 +57,34 @@ pub(crate) enum Side {
     Janus,
     /// Debian's cloud kernel.
     Linux,
+    /// Our image with the virtio drivers of the `virtio-drivers` crate.
+    Crate,
+}
+
+impl Side {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Janus => "Janus",
+            Self::Linux => "Linux 6.1",
+            Self::Crate => "crate's drivers",
+        }
+    }
+}
+
+/// One line of the table: Janus beside another.
+struct Row<'a> {
+    place: &'a str,
+    metric: Metric,
+    peer: Side,
+    janus: Option<Spread>,
+    other: Option<Spread>,
+}
+
+impl Row<'_> {
+    fn ratio(&self) -> Option<f64> {
+        let (janus, other) = self.janus.zip(self.other)?;
+        Some(self.metric.ratio(janus.median, other.median))
+    }
 }
 
 /// All samples.
@@ -80,18 +117,27 @@ impl Figures {
         self.samples.entry((place.to_owned(), metric, side)).or_default().push(value);
     }
 
-    fn rows(&self) -> Vec<(&str, Metric, Option<Spread>, Option<Spread>)> {
-        let mut keys: Vec<(&str, Metric)> =
-            self.samples.keys().map(|(place, metric, _)| (place.as_str(), *metric)).collect();
-        keys.dedup();
+    fn rows(&self) -> Vec<Row<'_>> {
         let get = |place: &str, metric, side| {
             self.samples.get(&(place.to_owned(), metric, side)).and_then(|samples| spread(samples))
         };
-        keys.into_iter()
-            .map(|(place, metric)| {
-                (place, metric, get(place, metric, Side::Janus), get(place, metric, Side::Linux))
-            })
-            .collect()
+        let mut rows: Vec<Row<'_>> = Vec::new();
+        for peer in [Side::Linux, Side::Crate] {
+            for (place, metric, side) in self.samples.keys() {
+                // A place where only Janus was measured is still worth a line.
+                let wanted = *side == peer || (*side == Side::Janus && peer == Side::Linux);
+                let known = rows
+                    .iter()
+                    .any(|row| row.place == place && row.metric == *metric && row.peer == peer);
+                if wanted && !known {
+                    let (janus, other) =
+                        (get(place, *metric, Side::Janus), get(place, *metric, peer));
+                    rows.push(Row { place, metric: *metric, peer, janus, other });
+                }
+            }
+        }
+        rows.sort_by_key(|row| (row.place, row.peer, row.metric));
+        rows
     }
 
     /// The table: medians with minimum and maximum, and the ratio.
@@ -103,21 +149,18 @@ impl Figures {
             )
         };
         let mut table = format!(
-            "{:<8} {:<37} {:>24} {:>24} {:>7}\n",
-            "where", "what", "Janus", "Linux 6.1", "ratio"
+            "{:<8} {:<37} {:>24} {:>24} {:<15} {:>7}\n",
+            "where", "what", "Janus", "the other", "", "ratio"
         );
-        for (place, metric, janus, linux) in self.rows() {
-            let ratio = match (janus, linux) {
-                (Some(janus), Some(linux)) => {
-                    format!("{:.2}", metric.ratio(janus.median, linux.median))
-                }
-                _ => "-".to_owned(),
-            };
+        for row in self.rows() {
+            let ratio = row.ratio().map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
             table.push_str(&format!(
-                "{place:<8} {:<37} {:>24} {:>24} {ratio:>7}\n",
-                metric.name(),
-                show(janus),
-                show(linux)
+                "{:<8} {:<37} {:>24} {:>24} {:<15} {ratio:>7}\n",
+                row.place,
+                row.metric.name(),
+                show(row.janus),
+                show(row.other),
+                row.peer.name(),
             ));
         }
         table
@@ -128,11 +171,10 @@ impl Figures {
         let rows: Vec<serde_json::Value> = self
             .rows()
             .into_iter()
-            .map(|(place, metric, janus, linux)| {
-                let ratio = janus.zip(linux).map(|(j, l)| metric.ratio(j.median, l.median));
+            .map(|row| {
                 serde_json::json!({
-                    "place": place, "metric": metric, "what": metric.name(),
-                    "janus": janus, "linux": linux, "ratio": ratio,
+                    "place": row.place, "metric": row.metric, "what": row.metric.name().trim(),
+                    "peer": row.peer, "janus": row.janus, "other": row.other, "ratio": row.ratio(),
                 })
             })
             .collect();
@@ -155,9 +197,11 @@ mod tests {
         }
         figures.add("q35", Metric::Http, Side::Janus, 200.0);
         figures.add("q35", Metric::Http, Side::Linux, 100.0);
+        figures.add("q35", Metric::Http, Side::Crate, 400.0);
         let table = figures.table();
         assert!(table.contains("20 (10..30)") && table.contains("500 (400..600)"), "{table}");
         assert!(table.contains(" 25.00\n") && table.contains(" 2.00\n"), "{table}");
-        assert_eq!(figures.json()["figures"].as_array().unwrap().len(), 2);
+        assert!(table.contains("crate's drivers    0.50\n"), "{table}");
+        assert_eq!(figures.json()["figures"].as_array().unwrap().len(), 3);
     }
 }

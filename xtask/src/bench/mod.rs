@@ -19,7 +19,7 @@ use crate::lab::{Domain, Lab, Mode, Setup};
 use crate::qemu::{self, Boot, Disk, Machine, Vm};
 use crate::{disk, guest, packages};
 use figures::{Figures, Metric, Side};
-use guests::{InLab, InQemu, Subject};
+use guests::{InLab, InQemu, Ready, STREAM, STREAM_PORTS, Subject};
 use peer::Peer;
 
 /// Where to measure.
@@ -73,10 +73,13 @@ const FETCHES: u32 = 3;
 /// What a side prints when its disk is mounted, its address set and its server listening.
 const fn ready_texts(side: Side) -> &'static [&'static str] {
     match side {
-        Side::Janus => &["janus: ready", "has the address"],
+        Side::Janus | Side::Crate => &["janus: ready", "has the address"],
         Side::Linux => &["peer: ready"],
     }
 }
+
+/// What makes our image use the crate's drivers.
+const CRATE_WORDS: &str = " virtio.disk=baseline virtio.net=baseline";
 
 struct Bench<'a> {
     arguments: &'a BenchArguments,
@@ -128,7 +131,7 @@ impl Bench<'_> {
     fn qemu(&mut self, place: Where, machine: Machine, transport: &str) -> Result<()> {
         let peer = peer::make(place.name(), &[transport, "virtio_blk", "virtio_net"])?;
         for round in 1..=self.arguments.rounds {
-            for side in [Side::Janus, Side::Linux] {
+            for side in [Side::Janus, Side::Crate, Side::Linux] {
                 eprintln!("janus: bench {}, round {round}, {side:?}", place.name());
                 let (mut subject, ready) = self.booted(machine, side, &peer)?;
                 self.measure(place, side, "vda", ready, &mut subject)
@@ -141,7 +144,7 @@ impl Bench<'_> {
     /// Boots one side in QEMU until it is ready.
     ///
     /// Linux now and then fails to calibrate its clock on microvm and hangs: that boot is told and repeated.
-    fn booted(&self, machine: Machine, side: Side, peer: &Peer) -> Result<(InQemu, Duration)> {
+    fn booted(&self, machine: Machine, side: Side, peer: &Peer) -> Result<(InQemu, Ready)> {
         let attempts = if side == Side::Linux { 4 } else { 1 };
         let mut error = None;
         for _ in 0..attempts {
@@ -160,9 +163,12 @@ impl Bench<'_> {
     fn vm(&self, machine: Machine, side: Side, peer: &Peer) -> Result<Vm> {
         let address = "10.0.2.15/24";
         let mut vm = match side {
-            Side::Janus => {
+            Side::Janus | Side::Crate => {
                 let mut vm = Vm::new(machine, Boot::Kernel(self.image.clone()));
                 vm.append = format!("ip={address} gw=10.0.2.2");
+                if side == Side::Crate {
+                    vm.append.push_str(CRATE_WORDS);
+                }
                 vm
             }
             Side::Linux => {
@@ -176,7 +182,11 @@ impl Bench<'_> {
         };
         vm.memory_mib = MEMORY;
         vm.disks.push(Disk { file: self.disk.clone(), keep_writes: false });
-        vm.forwards = Some(vec![(qemu::free_port(0)?, 80)]);
+        let mut forwards = vec![(qemu::free_port(0)?, 80)];
+        for port in STREAM_PORTS {
+            forwards.push((qemu::free_port(0)?, port));
+        }
+        vm.forwards = Some(forwards);
         Ok(vm)
     }
 
@@ -195,8 +205,12 @@ impl Bench<'_> {
         };
         let mut lab = Lab::start(&setup, Echo::Quiet)?;
         // From memory: the disk of the emulated machine is not what is measured.
-        let (status, text) =
-            lab.run("dd if=/dev/vda of=/dev/ram0 bs=1M", Duration::from_secs(60))?;
+        let (status, text) = lab.run(
+            &format!(
+                "dd if=/dev/vda of=/dev/ram0 bs=1M && head -c {STREAM} /dev/zero >/tmp/stream"
+            ),
+            Duration::from_secs(60),
+        )?;
         if status != 0 {
             bail!("in dom0: {text}");
         }
@@ -205,7 +219,9 @@ impl Bench<'_> {
             for side in [Side::Janus, Side::Linux] {
                 eprintln!("janus: bench {}, round {round}, {side:?}", place.name());
                 let (kernel, ramdisk, command_line) = match side {
-                    Side::Janus => ("janus", None, format!("ip={address} gw=10.0.0.1")),
+                    Side::Janus | Side::Crate => {
+                        ("janus", None, format!("ip={address} gw=10.0.0.1"))
+                    }
                     Side::Linux => (
                         "linux",
                         Some("/images/initramfs".to_owned()),
@@ -240,10 +256,13 @@ impl Bench<'_> {
         place: Where,
         side: Side,
         disk: &str,
-        ready: Duration,
+        ready: Ready,
         subject: &mut dyn Subject,
     ) -> Result<()> {
-        self.figures.add(place.name(), Metric::Ready, side, ready.as_secs_f64() * 1000.0);
+        self.figures.add(place.name(), Metric::Ready, side, ready.whole.as_secs_f64() * 1000.0);
+        if let Some(own_ms) = ready.own_ms {
+            self.figures.add(place.name(), Metric::GuestReady, side, own_ms);
+        }
         let seconds = self.arguments.seconds;
         for (metric, pattern, size, depth) in [
             (Metric::Sequential, "seq", 1 << 20, 1),
@@ -270,18 +289,37 @@ impl Bench<'_> {
             let metric = if number == 0 { Metric::HttpCold } else { Metric::Http };
             self.figures.add(place.name(), metric, side, 64.0 / seconds);
         }
+        let [sink, source] = STREAM_PORTS;
+        subject.ask(&format!("tcp-sink {sink} {STREAM}"), "listening on port")?;
+        subject.push(sink)?;
+        let answer = subject.answer("janus-bench: ")?;
+        self.figures.add(place.name(), Metric::TcpIn, side, megabits(&answer)?);
+        subject.ask(&format!("tcp-source {source} {STREAM}"), "listening on port")?;
+        subject.pull(source)?;
+        let answer = subject.answer("janus-bench: ")?;
+        self.figures.add(place.name(), Metric::TcpOut, side, megabits(&answer)?);
         Ok(())
     }
 }
 
-/// Requests a second, of `{"requests":N,"us":N,...}`.
-fn rate(answer: &str) -> Result<f64> {
+/// `name` a microsecond, of a guest's `{"requests":N,"us":N,...}`.
+fn per_microsecond(answer: &str, name: &str) -> Result<f64> {
     let value: serde_json::Value =
         serde_json::from_str(answer).with_context(|| answer.to_owned())?;
     let number = |name: &str| {
         value.get(name).and_then(serde_json::Value::as_f64).context("a number is missing")
     };
-    Ok(number("requests")? * 1e6 / number("us")?)
+    Ok(number(name)? / number("us")?)
+}
+
+/// Requests a second.
+fn rate(answer: &str) -> Result<f64> {
+    Ok(per_microsecond(answer, "requests")? * 1e6)
+}
+
+/// Mbit/s of a stream, which is bits a microsecond.
+fn megabits(answer: &str) -> Result<f64> {
+    Ok(per_microsecond(answer, "bytes")? * 8.0)
 }
 
 #[cfg(test)]
@@ -291,6 +329,7 @@ mod tests {
     #[test]
     fn rates_come_from_the_guests_line() {
         assert!((rate("{\"requests\":500,\"us\":250000}").unwrap() - 2000.0).abs() < 1e-9);
+        assert!((megabits("{\"bytes\":1000,\"us\":80}").unwrap() - 100.0).abs() < 1e-9);
         assert!(rate("{}").is_err() && rate("x").is_err());
     }
 }

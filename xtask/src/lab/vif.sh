@@ -16,5 +16,6 @@ opt router 10.0.0.1
 opt lease 3600
 END
 : >/run/udhcpd-$vif.leases
-udhcpd /run/udhcpd-$vif.conf </dev/null >/dev/null 2>&1
+# It asks by ARP whether an address is free, and waits 2 s for an answer that nobody can give.
+udhcpd -a 20 /run/udhcpd-$vif.conf </dev/null >/dev/null 2>&1
 xenstore-write $XENBUS_PATH/hotplug-status connected

@@ -91,7 +91,7 @@ pub(crate) enum Step {
     Fetch(String),
     /// Fetches this path and expects this HTTP status.
     Status(String, u16),
-    /// Runs this in dom0 and expects status 0.
+    /// Runs this in dom0 and expects status 0; `{guest}` is the guest's name, `{disk}` its first disk.
     Dom0(String),
     /// Gives this to QEMU's monitor.
     Monitor(String),

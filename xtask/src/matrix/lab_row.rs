@@ -24,6 +24,8 @@ pub(crate) struct Bench {
 struct XenPlace<'a> {
     lab: &'a mut Lab,
     guest: &'a mut Guest,
+    /// Its first disk, as dom0 knows it.
+    disk: &'a str,
 }
 
 fn left(deadline: Instant) -> Duration {
@@ -54,7 +56,7 @@ impl Place for XenPlace<'_> {
         Ok(Fetched { status, sha256: parts.next().context("no sum")?.to_owned() })
     }
     fn dom0(&mut self, command: &str, deadline: Instant) -> Result<()> {
-        let command = command.replace("{guest}", self.guest.name());
+        let command = command.replace("{guest}", self.guest.name()).replace("{disk}", self.disk);
         let (status, text) = self.lab.run(&command, left(deadline))?;
         if status != 0 {
             bail!("`{command}` in dom0 ended with {status}: {}", text.trim());
@@ -165,7 +167,8 @@ impl Bench {
             self.create_prepared(&domain, &case.before, deadline)?
         };
         let mut outcome = Run::default();
-        let mut place = XenPlace { lab: &mut self.lab, guest: &mut guest };
+        let disk = domain.disks.first().map_or("", String::as_str);
+        let mut place = XenPlace { lab: &mut self.lab, guest: &mut guest, disk };
         match steps::run(case, &mut place, deadline) {
             Ok(killed) => outcome.killed = killed,
             Err(error) => {

@@ -8,6 +8,7 @@
 pub mod balloon;
 pub mod baseline;
 pub mod baseline_blk;
+pub mod baseline_net;
 pub mod blk;
 pub mod low_rate;
 pub mod mmio;

@@ -14,8 +14,8 @@ use crate::{devices, time};
 pub(super) const COMMANDS: &[Command] = &[
     Command {
         name: "tcp-sink",
-        arguments: "PORT",
-        help: "takes one connection, throws away what comes, prints a JSON line with the time it took",
+        arguments: "PORT [BYTES]",
+        help: "takes one connection, throws away what comes (all, or BYTES), prints a JSON line with the time it took",
         run: |session, arguments| Box::pin(run(session, arguments, Direction::In)),
     },
     Command {
@@ -39,7 +39,8 @@ const CLOSING: Duration = Duration::from_secs(2);
 
 async fn run(session: &mut Session<'_>, arguments: &[String], direction: Direction) -> Status {
     let (port, bytes) = match (direction, arguments) {
-        (Direction::In, [port]) => (port, Some(0)),
+        (Direction::In, [port]) => (port, Some(u64::MAX)),
+        (Direction::In, [port, bytes]) => (port, number(bytes)),
         (Direction::Out, [port, bytes]) => (port, number(bytes)),
         _ => return Status::USAGE,
     };
@@ -60,7 +61,7 @@ async fn run(session: &mut Session<'_>, arguments: &[String], direction: Directi
     let before = net.status().counters;
     let start = time::now();
     let moved = match direction {
-        Direction::In => drain(&stream).await,
+        Direction::In => drain(&stream, bytes).await,
         Direction::Out => pour(&stream, bytes).await,
     };
     let micros = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX).max(1);
@@ -76,16 +77,18 @@ async fn run(session: &mut Session<'_>, arguments: &[String], direction: Directi
     }
 }
 
-/// Takes everything until the peer finishes; answers how many bytes.
-async fn drain(stream: &Stream) -> Result<u64, NetError> {
+/// Takes everything until the peer finishes, or `limit` bytes have come; answers how many did.
+async fn drain(stream: &Stream, limit: u64) -> Result<u64, NetError> {
     let mut total = 0;
-    while let Some(len) = stream.read_with(|data| (data.len(), data.len())).await? {
+    while total < limit
+        && let Some(len) = stream.read_with(|data| (data.len(), data.len())).await?
+    {
         total += len as u64;
     }
     Ok(total)
 }
 
-/// Sends zeroes, and waits until the peer has them.
+/// Sends zeroes, and waits until the peer has them and has ended its side too.
 async fn pour(stream: &Stream, bytes: u64) -> Result<u64, NetError> {
     let mut left = bytes;
     while left != 0 {
@@ -100,6 +103,11 @@ async fn pour(stream: &Stream, bytes: u64) -> Result<u64, NetError> {
             .await?;
     }
     stream.flush().await?;
+    stream.finish();
+    // What it said meanwhile is of no interest, and unread it would end the connection with a reset.
+    if let Ok(result) = time::timeout(CLOSING, drain(stream, u64::MAX)).await {
+        result?;
+    }
     Ok(bytes)
 }
 
