@@ -16,6 +16,8 @@ use crate::machine::ram::FIRST_FRAME;
 const CODE: u64 = 0x10_0000;
 /// The hypercall page.
 const PAGE: u64 = 0x30_0000;
+/// Where the gate's call returns to, in an entry of it; `rcx` and `r11` are on the stack then.
+const BEHIND: u64 = 21;
 /// The end of one page of stack.
 const STACK: u64 = 0x20_0000;
 /// A page of data.

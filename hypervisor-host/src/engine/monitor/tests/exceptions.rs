@@ -90,10 +90,9 @@ fn alignment_check() {
 fn a_stack_that_is_not_there_is_a_fault_at_the_gate() {
     // The gate's first instruction pops: a page fault that can be mended, like any other.
     let mut world = World::new(code!["ud2"]);
-    world.registers.rip = PAGE + 5 * 32;
+    (world.registers.rip, world.registers.rax) = (stub::gate(), 5);
     world.registers.rsp = NOTHING + 8;
     assert_eq!(world.run(), fault(14, 4, NOTHING + 8));
-    put(&world.ram, 5, &[0; 8]);
     put(&world.ram, 5, &[[0; 8], (CODE + 99).to_le_bytes()].concat());
     world.map(NOTHING, 5, "rw");
     assert_eq!(world.run(), Exit::Hypercall);
