@@ -10,7 +10,7 @@ use std::sync::Arc;
 use janus::engine::Vcpu;
 use janus::engine::monitor::Monitor;
 use janus::engine::ptrace::{self, PtraceVcpu};
-use janus::host::{Host, Identity, Ports};
+use janus::host::{Host, Identity};
 use janus::machine::ram::Ram;
 use janus::pv::builder::{self, Config};
 use janus::pv::domain::{Domain, EndReason, Ended, Setup};
@@ -84,8 +84,7 @@ fn run() -> Result<ExitCode, Failure> {
         vcpus: 1,
         rings: (built.console.0, built.store.0),
     };
-    let ports = Ports::new(&domain)?;
-    let host = Arc::new(Host::new(&domain, ports, &identity, Box::new(std::io::stdout()))?);
+    let host = Arc::new(Host::new(&domain, &identity, Box::new(std::io::stdout()))?);
     let typed = Arc::downgrade(&host);
     std::thread::spawn(move || {
         let mut buf = [0; 512];

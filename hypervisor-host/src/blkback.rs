@@ -39,6 +39,8 @@ pub struct BlkbackFeatures {
     pub discard: bool,
     /// Pages stay mapped.
     pub persistent: bool,
+    /// Rings that one disk may have.
+    pub max_queues: u32,
 }
 
 impl Default for BlkbackFeatures {
@@ -50,6 +52,7 @@ impl Default for BlkbackFeatures {
             barrier: true,
             discard: true,
             persistent: true,
+            max_queues: 4,
         }
     }
 }
@@ -66,7 +69,7 @@ pub struct Frontend {
 }
 
 impl Frontend {
-    /// Reads its directory through `read`.
+    /// Reads the directory of a frontend with one ring through `read`.
     ///
     /// # Errors
     /// A node is missing or nonsense, or the ring is larger than offered.
@@ -75,21 +78,58 @@ impl Frontend {
         offered: BlkbackFeatures,
     ) -> Result<Self, BadNode> {
         let nodes = FrontendNodes(read);
-        if read("protocol").is_some_and(|protocol| protocol != "x86_64-abi") {
+        let order = Self::common(&nodes, offered)?;
+        Self::queue(&nodes, "", order)
+    }
+
+    /// Reads the directory of a frontend with any number of rings through `read`.
+    ///
+    /// # Errors
+    /// A node is missing or nonsense, or there are more or larger rings than offered.
+    pub fn read_all(
+        read: &dyn Fn(&str) -> Option<String>,
+        offered: BlkbackFeatures,
+    ) -> Result<Vec<Self>, BadNode> {
+        let nodes = FrontendNodes(read);
+        let order = Self::common(&nodes, offered)?;
+        match nodes.optional::<u32>("multi-queue-num-queues")? {
+            None | Some(1) => Ok(vec![Self::queue(&nodes, "", order)?]),
+            Some(count) if count == 0 || count > offered.max_queues => {
+                Err(BadNode("multi-queue-num-queues"))
+            }
+            Some(count) => (0..count)
+                .map(|queue| Self::queue(&nodes, &format!("queue-{queue}/"), order))
+                .collect(),
+        }
+    }
+
+    /// What holds for all rings: checks the layout, and answers `ring-page-order`.
+    fn common(nodes: &FrontendNodes<'_>, offered: BlkbackFeatures) -> Result<Option<u32>, BadNode> {
+        if (nodes.0)("protocol").is_some_and(|protocol| protocol != "x86_64-abi") {
             return Err(BadNode("protocol"));
         }
-        let ring = match nodes.optional::<u32>("ring-page-order")? {
-            None => vec![GrantRef(nodes.required("ring-ref")?)],
-            Some(order) if order > offered.max_ring_page_order || order > 8 => {
-                return Err(BadNode("ring-page-order"));
-            }
+        let order = nodes.optional::<u32>("ring-page-order")?;
+        if order.is_some_and(|order| order > offered.max_ring_page_order || order > 8) {
+            return Err(BadNode("ring-page-order"));
+        }
+        Ok(order)
+    }
+
+    fn queue(nodes: &FrontendNodes<'_>, prefix: &str, order: Option<u32>) -> Result<Self, BadNode> {
+        let node = |name: &str| (nodes.0)(&format!("{prefix}{name}"));
+        let number = |name: &str| node(name)?.parse::<u32>().ok();
+        let ring = match order {
+            None => vec![GrantRef(number("ring-ref").ok_or(BadNode("ring-ref"))?)],
             Some(order) => {
-                let page = |index: u32| read(&format!("ring-ref{index}"))?.parse().ok();
+                let page = |index: u32| number(&format!("ring-ref{index}"));
                 let pages: Option<Vec<u32>> = (0..1 << order).map(page).collect();
+                // Linux writes `ring-ref` when the order is 0.
+                let pages =
+                    pages.or_else(|| Some(vec![number("ring-ref")?]).filter(|_| order == 0));
                 pages.ok_or(BadNode("ring-ref*"))?.into_iter().map(GrantRef).collect()
             }
         };
-        let port = Port(nodes.required("event-channel")?);
+        let port = Port(number("event-channel").ok_or(BadNode("event-channel"))?);
         Ok(Self { ring, port, persistent: nodes.feature("feature-persistent") })
     }
 }
@@ -147,7 +187,11 @@ impl<G: GrantMapper, B: fmt::Debug> fmt::Debug for Blkback<G, B> {
 /// Nodes of the backend's directory to write before a frontend connects.
 #[must_use]
 pub fn offer_nodes(features: BlkbackFeatures) -> Vec<(&'static str, String)> {
-    vec![("max-ring-page-order", features.max_ring_page_order.to_string())]
+    let mut nodes = vec![("max-ring-page-order", features.max_ring_page_order.to_string())];
+    if features.max_queues > 1 {
+        nodes.push(("multi-queue-max-queues", features.max_queues.to_string()));
+    }
+    nodes
 }
 
 /// Nodes of the backend's directory to write before it goes to Connected.

@@ -12,7 +12,7 @@ use janus_proto::addr::{DomId, Port};
 
 use crate::engine::monitor::Monitor;
 use crate::engine::{EngineError, Vcpu};
-use crate::host::{Host, HostError, Identity, Output, PlugError, Ports};
+use crate::host::{Host, HostError, Identity, Network, Output, PlugError};
 use crate::pv::builder::{self, BuildError};
 use crate::pv::domain::{Domain, Ended, Setup};
 use crate::pv::mm::Size;
@@ -193,7 +193,6 @@ impl Guest {
         let engines =
             Monitor::new(Arc::clone(&setup.ram), setup.vcpus).map_err(GuestError::Engine)?;
         let domain = Domain::new(&setup, memory.clone()).map_err(GuestError::Domain)?;
-        let ports = Ports::new(&domain)?;
         let identity = Identity {
             name: description.name.clone(),
             uuid: setup.uuid,
@@ -201,7 +200,7 @@ impl Guest {
             vcpus: description.vcpus,
             rings: (built.console.0, built.store.0),
         };
-        let host = Host::new(&domain, ports, &identity, output)?;
+        let host = Host::new(&domain, &identity, output)?;
         for (number, disk) in (FIRST_DISK..).step_by(DISK_STEP as usize).zip(disks?) {
             host.plug_disk(number, Box::new(disk))?;
         }
@@ -214,7 +213,7 @@ impl Guest {
                 let (network, backend) =
                     UserNet::start(config.clone(), Arc::new(move || bell.ring()))?;
                 networks.push(network);
-                Ok(Box::new(backend))
+                Ok(Box::new(backend) as Network)
             })
             .map_err(|error| match error {
                 PlugError::Network(error) => GuestError::Network(error),

@@ -1,8 +1,10 @@
 //! What a disk is made of, whatever the protocol in front of it.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Bytes in a sector.
 pub const SECTOR: usize = 512;
@@ -53,6 +55,54 @@ impl<B: BlockBackend + ?Sized> BlockBackend for Box<B> {
     }
     fn discard(&mut self, sector: u64, sectors: u64) -> io::Result<()> {
         (**self).discard(sector, sectors)
+    }
+}
+
+/// An image that several queues share.
+#[derive(Clone)]
+pub struct SharedDisk {
+    image: Arc<Mutex<Box<dyn BlockBackend + Send>>>,
+    sectors: u64,
+    read_only: bool,
+}
+
+impl fmt::Debug for SharedDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SharedDisk({} sectors)", self.sectors)
+    }
+}
+
+impl SharedDisk {
+    /// Shares an image.
+    #[must_use]
+    pub fn new(image: Box<dyn BlockBackend + Send>) -> Self {
+        let (sectors, read_only) = (image.sectors(), image.is_read_only());
+        Self { image: Arc::new(Mutex::new(image)), sectors, read_only }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Box<dyn BlockBackend + Send>> {
+        self.image.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl BlockBackend for SharedDisk {
+    fn sectors(&self) -> u64 {
+        self.sectors
+    }
+    fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+    fn read(&mut self, sector: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.lock().read(sector, buf)
+    }
+    fn write(&mut self, sector: u64, bytes: &[u8]) -> io::Result<()> {
+        self.lock().write(sector, bytes)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.lock().flush()
+    }
+    fn discard(&mut self, sector: u64, sectors: u64) -> io::Result<()> {
+        self.lock().discard(sector, sectors)
     }
 }
 

@@ -133,7 +133,8 @@ impl<D: fmt::Debug> fmt::Debug for Device<D> {
 }
 
 impl<D: Driver> Device<D> {
-    /// Writes the directories of device `number` of `guest`, with `extra` nodes in the frontend's, and offers it.
+    /// Writes the directories of device `number` of `guest`, with `extra` nodes in the frontend's and `own` ones in the
+    /// backend's, and offers it.
     ///
     /// # Errors
     /// The daemon refused.
@@ -143,6 +144,7 @@ impl<D: Driver> Device<D> {
         number: u32,
         driver: D,
         extra: &[(&str, &str)],
+        own: &[(&str, &str)],
     ) -> Result<Self, StoreError> {
         let host = DomId(0);
         let front = format!("{}/device/{}/{number}", home(guest), D::KIND);
@@ -172,6 +174,9 @@ impl<D: Driver> Device<D> {
         }
         for (name, value) in extra {
             this.write(store, &front, name, value)?;
+        }
+        for (name, value) in own {
+            this.write(store, &back, name, value)?;
         }
         let (path, token) = (format!("{front}/state"), "frontend");
         this.ask(store, &Request::Watch { path: &path, token })?;
@@ -216,6 +221,20 @@ impl<D: Driver> Device<D> {
         self.follow(store, step)
     }
 
+    /// Takes the device away, whatever the frontend does.
+    ///
+    /// # Errors
+    /// The daemon refused.
+    pub fn force(&mut self, store: &mut Xenstored) -> Result<(), StoreError> {
+        if self.destroyed { Ok(()) } else { self.follow(store, BackStep::Destroy) }
+    }
+
+    /// The frontend's directory.
+    #[must_use]
+    pub fn frontend(&self) -> &str {
+        &self.front
+    }
+
     /// Whether the device is gone, and its directory with it.
     #[must_use]
     pub fn is_gone(&self) -> bool {
@@ -240,7 +259,9 @@ impl<D: Driver> Device<D> {
                 self.driver.release();
                 self.destroyed = true;
                 let back = self.back.clone();
-                self.ask(store, &Request::Remove(&back))
+                let removed = self.ask(store, &Request::Remove(&back));
+                store.disconnect(self.connection);
+                removed
             }
         }
     }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use janus_proto::abi::xen_io::xs_wire::PAYLOAD_MAX;
 use janus_proto::addr::DomId;
-use janus_proto::xenstore::{Permission, Request, StoreError, TransactionId};
+use janus_proto::xenstore::{Message, Permission, Request, Server, StoreError, TransactionId};
 
 pub mod ring;
 #[cfg(test)]
@@ -85,6 +85,8 @@ struct Connection {
     transactions: BTreeMap<u32, Transaction>,
     last_transaction: u32,
     events: VecDeque<WatchEvent>,
+    /// Somebody else's thread takes its events.
+    visitor: bool,
 }
 
 /// The daemon.
@@ -94,6 +96,10 @@ pub struct Xenstored {
     quota: Quota,
     connections: BTreeMap<ConnectionId, Connection>,
     last_connection: u32,
+    /// Events queued so far.
+    activity: u64,
+    /// There are new events for visitors.
+    visitors_wait: bool,
 }
 
 /// The home of a domain.
@@ -117,6 +123,26 @@ impl Xenstored {
 
     /// A new connection of a domain; domain 0 may do everything.
     pub fn connect(&mut self, domain: DomId) -> ConnectionId {
+        self.connect_as(domain, false)
+    }
+
+    /// As [`Self::connect`] for somebody who has to be told, by [`Self::others_wait`], that there are events.
+    pub fn connect_visitor(&mut self, domain: DomId) -> ConnectionId {
+        self.connect_as(domain, true)
+    }
+
+    /// How many events were queued so far: whoever sees the same number twice has missed nothing.
+    #[must_use]
+    pub fn activity(&self) -> u64 {
+        self.activity
+    }
+
+    /// Whether there are events for visitors that were not there at the last call.
+    pub fn others_wait(&mut self) -> bool {
+        std::mem::take(&mut self.visitors_wait)
+    }
+
+    fn connect_as(&mut self, domain: DomId, visitor: bool) -> ConnectionId {
         self.last_connection += 1;
         let id = ConnectionId(self.last_connection);
         let connection = Connection {
@@ -125,6 +151,7 @@ impl Xenstored {
             transactions: BTreeMap::new(),
             last_transaction: 0,
             events: VecDeque::new(),
+            visitor,
         };
         self.connections.insert(id, connection);
         id
@@ -146,6 +173,8 @@ impl Xenstored {
             for watch in connection.watches.iter().filter(|watch| watch.path == name) {
                 let (path, token) = (name.to_owned(), watch.token.clone());
                 connection.events.push_back(WatchEvent { path, token });
+                self.activity += 1;
+                self.visitors_wait |= connection.visitor;
             }
         }
     }
@@ -337,6 +366,8 @@ impl Xenstored {
         // A new watch fires once, whether or not the node exists.
         connection.events.push_back(watch.event(&path, connection.domain));
         connection.watches.push(watch);
+        self.activity += 1;
+        self.visitors_wait |= connection.visitor;
         Ok(Reply::Done)
     }
 
@@ -365,6 +396,8 @@ impl Xenstored {
                 let visible = judge.readable(path, connection.domain).is_ok();
                 if visible && paths.insert((path.to_owned(), &watch.token, &watch.path)) {
                     connection.events.push_back(watch.event(path, connection.domain));
+                    self.activity += 1;
+                    self.visitors_wait |= connection.visitor;
                 }
             }
         }
@@ -408,6 +441,22 @@ fn part(node: &tree::Node, offset: usize) -> Vec<u8> {
         payload.push(0);
     }
     payload
+}
+
+/// Does what a message asks, and queues the answer.
+pub fn answer(
+    store: &mut Xenstored,
+    connection: ConnectionId,
+    server: &mut Server,
+    message: &Message,
+) {
+    let reply = Request::parse(message.kind, &message.payload)
+        .and_then(|request| store.request(connection, message.transaction, &request));
+    match reply {
+        Ok(Reply::Done) => server.reply_ok(message),
+        Ok(Reply::Payload(payload)) => server.reply(message, payload),
+        Err(error) => server.refuse(message, error),
+    }
 }
 
 /// The permissions that a toolstack gives a device's directory: the owner, and one reader.

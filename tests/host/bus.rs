@@ -47,7 +47,7 @@ impl World {
             store.request(dom0, TransactionId::NONE, &request).unwrap();
         }
         let disk = Disk::new(Mapper(xen), MemoryDisk::new(128), BlkbackFeatures::default());
-        let device = Device::plug(&mut store, GUEST, 51712, disk, &[]).unwrap();
+        let device = Device::plug(&mut store, GUEST, 51712, disk, &[], &[]).unwrap();
         let connection = store.connect(GUEST);
         let (path, token) = (format!("{BACK}/state"), "backend");
         let watch = Request::Watch { path: &path, token };

@@ -111,6 +111,7 @@ fn every_feature_set() -> Vec<BlkbackFeatures> {
         barrier: false,
         discard: false,
         persistent: false,
+        max_queues: 1,
     };
     let mut sets = vec![all, none];
     for persistent in [false, true] {

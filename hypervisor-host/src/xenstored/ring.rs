@@ -5,9 +5,9 @@ use std::ops::Deref;
 use janus_proto::abi::xen_io::xs_wire::{self, RingError};
 use janus_proto::byte_ring::{ByteRing, ByteRingError, XENSTORE};
 use janus_proto::sync::{AtomicU32, Ordering};
-use janus_proto::xenstore::{Request, Server};
+use janus_proto::xenstore::Server;
 
-use super::{ConnectionId, Reply, Xenstored};
+use super::{ConnectionId, Xenstored};
 
 /// Bytes queued for a guest that does not read; beyond this its requests wait.
 const BACKLOG: usize = 64 * 1024;
@@ -69,14 +69,7 @@ impl<M: Deref<Target = [AtomicU32]>> RingServer<M> {
                 self.server.received(buf.get(..count).unwrap_or_default());
             }
             while let Some(message) = self.server.request().map_err(|_| RingError::PROTO)? {
-                let reply = Request::parse(message.kind, &message.payload).and_then(|request| {
-                    store.request(self.connection, message.transaction, &request)
-                });
-                match reply {
-                    Ok(Reply::Done) => self.server.reply_ok(&message),
-                    Ok(Reply::Payload(payload)) => self.server.reply(&message, payload),
-                    Err(error) => self.server.refuse(&message, error),
-                }
+                super::answer(store, self.connection, &mut self.server, &message);
             }
             while !self.server.outgoing().is_empty() {
                 let count =
@@ -96,6 +89,6 @@ impl<M: Deref<Target = [AtomicU32]>> RingServer<M> {
 
     /// Whether the guest reads its answers.
     fn room(&self) -> bool {
-        self.server.outgoing().len() < BACKLOG
+        self.server.queued() < BACKLOG
     }
 }

@@ -140,6 +140,12 @@ impl Client {
         self.outgoing.as_slices().0
     }
 
+    /// Bytes to send in all, of which [`Self::outgoing`] may be a part.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.outgoing.len()
+    }
+
     /// Takes `count` bytes off [`Self::outgoing`].
     pub fn sent(&mut self, count: usize) {
         self.outgoing.drain(..count.min(self.outgoing.len()));
@@ -402,6 +408,12 @@ impl Server {
     #[must_use]
     pub fn outgoing(&self) -> &[u8] {
         self.outgoing.as_slices().0
+    }
+
+    /// Bytes to send in all, of which [`Self::outgoing`] may be a part.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.outgoing.len()
     }
 
     /// Takes `count` bytes off [`Self::outgoing`].
