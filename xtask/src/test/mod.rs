@@ -26,12 +26,14 @@ pub(crate) enum Level {
     Abi,
     /// A short run of each fuzz target.
     Fuzz,
+    /// The built image through the loader of other monitors.
+    Image,
     /// The guest in every kind of machine.
     Matrix,
 }
 
-const LEVELS: [Level; 6] =
-    [Level::Host, Level::Loom, Level::Miri, Level::Abi, Level::Fuzz, Level::Matrix];
+const LEVELS: [Level; 7] =
+    [Level::Host, Level::Loom, Level::Miri, Level::Abi, Level::Fuzz, Level::Image, Level::Matrix];
 
 /// Runs the tests.
 #[derive(Clone, Debug, Default, Args)]
@@ -102,6 +104,7 @@ fn levels(arguments: &TestArguments, results: &Results, seed: u64) -> Result<()>
             Level::Miri => host::miri(results),
             Level::Abi => host::abi(results),
             Level::Fuzz => host::fuzz(results),
+            Level::Image => host::image(results, &guest::build(guest::DEFAULT_IMAGE)?),
             Level::Matrix => guests(arguments, results)?,
         }
     }
