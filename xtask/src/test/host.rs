@@ -266,7 +266,7 @@ pub(super) fn miri(results: &Results) {
             .arg(paths::root().join("target/miri"))
             .arg("--")
             .args(tests);
-        entry(results, &format!("miri {package}"), &mut command, 10);
+        entry(results, &format!("miri {package}"), &mut command, 15);
     }
 }
 
