@@ -3,16 +3,14 @@
 use janus_proto::abi::xen::{ConsoleIo, Errno};
 
 use super::cpu::Cpu;
-use super::hypercall::Answer;
+use super::hypercall::{Answer, low32};
 
 /// Bytes taken from the guest at a time.
 const CHUNK: usize = 128;
 const CHUNK_U32: u32 = 128;
 
 pub(crate) fn console_io(cpu: &mut Cpu, [command, count, buffer, ..]: [u64; 6]) -> Answer {
-    let (Ok(command), Ok(count)) = (u32::try_from(command), u32::try_from(count)) else {
-        return Answer::err(Errno::EINVAL);
-    };
+    let (command, count) = (low32(command), low32(count));
     // The count is an `int` that must not be negative.
     if i32::try_from(count).is_err() {
         return Answer::err(Errno::E2BIG);

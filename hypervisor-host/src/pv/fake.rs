@@ -111,10 +111,14 @@ impl Space for Flat {
         _vcpu: usize,
         _engine: &mut dyn Vcpu,
         _address: u64,
+        _replace: Option<u64>,
         _flags: MapFlags,
         _frame: Mfn,
     ) -> Result<(), GrantStatus> {
         Ok(())
+    }
+    fn is_mapped(&self, _frame: Mfn) -> bool {
+        false
     }
     fn roots(&self, _vcpu: usize) -> (Option<Mfn>, Option<Mfn>) {
         (Some(frame(1)), None)

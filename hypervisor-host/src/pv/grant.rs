@@ -206,10 +206,19 @@ impl GrantTable {
         state.maps.get(handle as usize).copied().flatten().ok_or(GrantStatus::BAD_HANDLE)
     }
 
-    fn untrack(&self, handle: u32) {
-        if let Some(place) = self.lock().maps.get_mut(handle as usize) {
-            *place = None;
+    /// Keeps what is left of a mapping; nothing: it and its reference are given back.
+    fn keep(&self, handle: u32, left: MapFlags) {
+        let mut state = self.lock();
+        let Some(place) = state.maps.get_mut(handle as usize) else { return };
+        let Some(held) = place else { return };
+        held.flags = left;
+        if left.intersects(MapFlags::HOST_MAP | MapFlags::DEVICE_MAP) {
+            return;
         }
+        let Tracked { reference, access, .. } = *held;
+        *place = None;
+        drop(state);
+        self.release(reference, access);
     }
 
     /// References in use by others.

@@ -44,6 +44,11 @@ impl From<Result<u64, Errno>> for Answer {
     }
 }
 
+/// What the C interface takes as an `int`: its upper half is whatever the compiler left there.
+pub(crate) fn low32(argument: u64) -> u32 {
+    u32::try_from(argument & 0xffff_ffff).unwrap_or(0)
+}
+
 type Handler = fn(&mut Cpu, [u64; 6]) -> Answer;
 
 /// One hypercall.

@@ -7,6 +7,7 @@ const PLATFORM_ID: u32 = 0x17;
 const APIC_BASE: u32 = 0x1b;
 const BIOS_SIGN_ID: u32 = 0x8b;
 const MISC_ENABLE: u32 = 0x1a0;
+const DEBUGCTL: u32 = 0x1d9;
 const PAT: u32 = 0x277;
 const EFER: u32 = 0xc000_0080;
 const FS_BASE: u32 = 0xc000_0100;
@@ -31,7 +32,7 @@ pub(crate) fn read(cpu: &Cpu, index: u32) -> Option<u64> {
         PAT => PAT_VALUE,
         // Fast strings; no performance monitoring, no BTS, no PEBS.
         MISC_ENABLE => 1 | 1 << 11 | 1 << 12,
-        PLATFORM_ID | BIOS_SIGN_ID => 0,
+        PLATFORM_ID | BIOS_SIGN_ID | DEBUGCTL => 0,
         _ => return None,
     })
 }
@@ -47,6 +48,8 @@ pub(crate) fn write(cpu: &mut Cpu, index: u32, value: u64) -> Option<()> {
         EFER if value == EFER_VALUE => {}
         PAT if value == PAT_VALUE => {}
         BIOS_SIGN_ID | MISC_ENABLE => {}
+        // No branch is recorded: off it may be switched.
+        DEBUGCTL if value == 0 => {}
         _ => return None,
     }
     Some(())

@@ -4,7 +4,7 @@ use janus_proto::abi::xen::{Errno, Hypercall, MulticallEntry};
 use zerocopy::IntoBytes as _;
 
 use super::cpu::Cpu;
-use super::hypercall::{Answer, dispatch};
+use super::hypercall::{Answer, dispatch, low32};
 
 /// Where the result is in an entry.
 const RESULT: u64 = 8;
@@ -14,7 +14,7 @@ pub(crate) fn multicall(cpu: &mut Cpu, [list, count, ..]: [u64; 6]) -> Answer {
     if cpu.in_multicall {
         return Answer::err(Errno::EINVAL);
     }
-    let Ok(count) = u32::try_from(count) else { return Answer::err(Errno::EINVAL) };
+    let count = low32(count);
     cpu.in_multicall = true;
     let answer = run(cpu, list, count);
     cpu.in_multicall = false;
@@ -36,14 +36,13 @@ fn run(cpu: &mut Cpu, list: u64, count: u32) -> Answer {
             Err(error) => return Answer::err(error),
         };
         let number = Hypercall(entry.op);
-        // What changes registers instead of answering has no place in a list.
-        let answer = if number == Hypercall::IRET {
-            Answer::err(Errno::ENOSYS)
-        } else {
-            dispatch(cpu, number, entry.args)
-        };
-        let value = match answer {
+        let value = match dispatch(cpu, number, entry.args) {
             Answer::Value(value) => value,
+            // A return ends the list: what comes behind it is no business of where it went (XSA-213).
+            Answer::Done => {
+                cpu.state.registers.rax = 0;
+                return Answer::Done;
+            }
             other => return other,
         };
         if let Err(error) =

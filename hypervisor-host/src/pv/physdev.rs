@@ -4,7 +4,7 @@ use janus_proto::abi::xen::Errno;
 use janus_proto::abi::xen::physdev::{PhysdevOp, SetIobitmap, SetIopl};
 
 use super::cpu::Cpu;
-use super::hypercall::Answer;
+use super::hypercall::{Answer, low32};
 
 /// Ports that a bitmap can cover.
 const PORTS: u32 = 65_536;
@@ -15,7 +15,7 @@ const PIRQ_EOI_GMFN_V1: u32 = 17;
 const PIRQ_EOI_GMFN_V2: u32 = 28;
 
 pub(crate) fn physdev_op(cpu: &mut Cpu, [op, argument, ..]: [u64; 6]) -> Answer {
-    let Ok(op) = u32::try_from(op) else { return Answer::err(Errno::ENOSYS) };
+    let op = low32(op);
     Answer::from(match PhysdevOp(op) {
         PhysdevOp::SET_IOPL => cpu.read::<SetIopl>(argument).and_then(|set| {
             let iopl = u8::try_from(set.iopl).ok().filter(|iopl| *iopl <= 3);

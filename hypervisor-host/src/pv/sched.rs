@@ -8,7 +8,7 @@ use janus_proto::addr::Port;
 
 use super::cpu::{Cpu, Over};
 use super::domain::EndReason;
-use super::hypercall::Answer;
+use super::hypercall::{Answer, low32};
 use super::report::Deed;
 use super::timers::{NEVER, now};
 use super::vcpu_info::Mode;
@@ -20,7 +20,7 @@ pub(crate) const WATCHDOGS: usize = 2;
 const SECOND: u64 = 1_000_000_000;
 
 pub(crate) fn sched_op(cpu: &mut Cpu, [op, argument, ..]: [u64; 6]) -> Answer {
-    let Ok(op) = u32::try_from(op) else { return Answer::err(Errno::ENOSYS) };
+    let op = low32(op);
     match SchedOp(op) {
         SchedOp::YIELD => {
             std::thread::yield_now();
@@ -48,7 +48,7 @@ pub(crate) fn sched_op(cpu: &mut Cpu, [op, argument, ..]: [u64; 6]) -> Answer {
 
 /// The calls of before 3.1, whose argument is a value.
 pub(crate) fn sched_op_compat(cpu: &mut Cpu, [op, argument, ..]: [u64; 6]) -> Answer {
-    let Ok(op) = u32::try_from(op) else { return Answer::err(Errno::ENOSYS) };
+    let op = low32(op);
     match SchedOp(op) {
         SchedOp::YIELD => {
             std::thread::yield_now();

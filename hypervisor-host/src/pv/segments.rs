@@ -4,7 +4,7 @@ use janus_proto::abi::xen::trap::SegmentBase;
 use janus_proto::abi::xen::{Errno, VmAssist, VmAssistCmd};
 
 use super::cpu::Cpu;
-use super::hypercall::Answer;
+use super::hypercall::{Answer, low32};
 use super::traps::{is_canonical, is_guests};
 
 /// Assists a 64-bit guest may have.
@@ -16,8 +16,7 @@ const ASSISTS: [VmAssist; 4] = [
 ];
 
 pub(crate) fn set_segment_base(cpu: &mut Cpu, [which, base, ..]: [u64; 6]) -> Answer {
-    let Ok(which) = u32::try_from(which) else { return Answer::err(Errno::EINVAL) };
-    let which = SegmentBase(which);
+    let which = SegmentBase(low32(which));
     let needs_address =
         matches!(which, SegmentBase::FS | SegmentBase::GS_USER | SegmentBase::GS_KERNEL);
     if needs_address && !is_canonical(base) {
@@ -86,20 +85,17 @@ pub(crate) fn read_debug(cpu: &Cpu, index: usize) -> Option<u64> {
 }
 
 pub(crate) fn set_debugreg(cpu: &mut Cpu, [index, value, ..]: [u64; 6]) -> Answer {
-    let index = usize::try_from(index).unwrap_or(usize::MAX);
+    let index = low32(index) as usize;
     Answer::from(write_debug(cpu, index, value).map(|()| 0))
 }
 
 pub(crate) fn get_debugreg(cpu: &mut Cpu, [index, ..]: [u64; 6]) -> Answer {
-    let index = usize::try_from(index).unwrap_or(usize::MAX);
+    let index = low32(index) as usize;
     Answer::from(read_debug(cpu, index).ok_or(Errno::EINVAL))
 }
 
 pub(crate) fn vm_assist(cpu: &mut Cpu, [command, kind, ..]: [u64; 6]) -> Answer {
-    let (Ok(command), Ok(kind)) = (u32::try_from(command), u32::try_from(kind)) else {
-        return Answer::err(Errno::EINVAL);
-    };
-    let kind = VmAssist(kind);
+    let (command, kind) = (low32(command), VmAssist(low32(kind)));
     let on = match VmAssistCmd(command) {
         VmAssistCmd::ENABLE => true,
         VmAssistCmd::DISABLE => false,

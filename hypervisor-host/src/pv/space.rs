@@ -92,18 +92,22 @@ pub trait Space: FrameTypes {
         frame: Mfn,
     ) -> Result<(), GrantStatus>;
 
-    /// Takes such a mapping away.
+    /// Takes such a mapping away; what is mapped at another address is moved there, if one is given.
     ///
     /// # Errors
-    /// It is not there.
+    /// It is not there, or not with these flags.
     fn unmap_grant(
         &self,
         vcpu: usize,
         engine: &mut dyn Vcpu,
         address: u64,
+        replace: Option<u64>,
         flags: MapFlags,
         frame: Mfn,
     ) -> Result<(), GrantStatus>;
+
+    /// Whether the guest maps one of the frames that are not its own: grant table, status.
+    fn is_mapped(&self, frame: Mfn) -> bool;
 
     /// The kernel's and the user's top page table.
     fn roots(&self, vcpu: usize) -> (Option<Mfn>, Option<Mfn>);

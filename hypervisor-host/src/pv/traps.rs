@@ -14,7 +14,7 @@ use super::cpu::{
     Cpu, RFLAGS_AC, RFLAGS_GUEST, RFLAGS_IF, RFLAGS_IOPL, RFLAGS_NT, RFLAGS_RF, RFLAGS_TF,
     RFLAGS_VM,
 };
-use super::hypercall::Answer;
+use super::hypercall::{Answer, low32};
 use super::report::{Cause, Deed};
 use crate::engine::Fault;
 
@@ -137,7 +137,7 @@ pub(crate) fn set_callbacks(cpu: &mut Cpu, [event, failsafe, syscall, ..]: [u64;
 }
 
 pub(crate) fn callback_op(cpu: &mut Cpu, [op, argument, ..]: [u64; 6]) -> Answer {
-    let Ok(op) = u32::try_from(op) else { return Answer::err(Errno::ENOSYS) };
+    let op = low32(op);
     Answer::from(match CallbackOp(op) {
         CallbackOp::REGISTER => register(cpu, argument),
         CallbackOp::UNREGISTER => unregister(cpu, argument),

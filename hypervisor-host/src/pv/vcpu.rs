@@ -11,7 +11,7 @@ use janus_proto::addr::{Mfn, PAGE_SHIFT, PAGE_SIZE};
 use janus_proto::grant::Access;
 
 use super::cpu::Cpu;
-use super::hypercall::Answer;
+use super::hypercall::{Answer, low32};
 use super::timers::{NEVER, now};
 use super::vcpu_info::VCPU_INFO_SIZE;
 
@@ -21,9 +21,9 @@ const SHORTEST_PERIOD: u64 = 1_000_000;
 const LONGEST_PERIOD: u64 = (i64::MAX as u64) >> 2;
 
 pub(crate) fn vcpu_op(cpu: &mut Cpu, [op, vcpu, argument, ..]: [u64; 6]) -> Answer {
-    let Ok(op) = u32::try_from(op) else { return Answer::err(Errno::ENOSYS) };
-    let vcpu = match usize::try_from(vcpu) {
-        Ok(vcpu) if vcpu < cpu.domain.vcpu_count() => vcpu,
+    let op = low32(op);
+    let vcpu = match low32(vcpu) as usize {
+        vcpu if vcpu < cpu.domain.vcpu_count() => vcpu,
         _ => return Answer::err(Errno::ENOENT),
     };
     Answer::from(operate(cpu, VcpuOp(op), vcpu, argument))

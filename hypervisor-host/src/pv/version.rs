@@ -4,7 +4,7 @@ use janus_proto::abi::xen::Errno;
 use janus_proto::abi::xen::version::{CompileInfo, FeatureInfo, XenFeatures, XenVersionOp};
 
 use super::cpu::Cpu;
-use super::hypercall::Answer;
+use super::hypercall::{Answer, low32};
 
 /// Major and minor number.
 pub(crate) const VERSION: u32 = 4 << 16 | 17;
@@ -34,7 +34,7 @@ fn text<const N: usize>(text: &str) -> [u8; N] {
 }
 
 pub(crate) fn xen_version(cpu: &mut Cpu, [op, argument, ..]: [u64; 6]) -> Answer {
-    let Ok(op) = u32::try_from(op) else { return Answer::err(Errno::ENOSYS) };
+    let op = low32(op);
     Answer::from(match XenVersionOp(op) {
         XenVersionOp::VERSION => Ok(VERSION.into()),
         XenVersionOp::EXTRAVERSION => cpu.write(argument, &text::<16>(".0-janus")).map(|()| 0),

@@ -10,10 +10,10 @@ use janus_proto::grant::Access;
 
 use super::{Wake, fifo};
 use crate::pv::cpu::Cpu;
-use crate::pv::hypercall::Answer;
+use crate::pv::hypercall::{Answer, low32};
 
 pub(crate) fn event_channel_op(cpu: &mut Cpu, [op, argument, ..]: [u64; 6]) -> Answer {
-    let Ok(op) = u32::try_from(op) else { return Answer::err(Errno::ENOSYS) };
+    let op = low32(op);
     Answer::from(operate(cpu, EventChannelOp(op), argument).map(|()| 0))
 }
 

@@ -12,7 +12,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::{GrantTable, MAX_GRANT_FRAMES, entry};
 use crate::memory::{copy_in, copy_out};
 use crate::pv::cpu::Cpu;
-use crate::pv::hypercall::Answer;
+use crate::pv::hypercall::{Answer, low32};
 
 /// Operations that `janus_proto` has no name for, because no frontend of ours makes them.
 const DUMP_TABLE: GrantTableOp = GrantTableOp(3);
@@ -30,6 +30,17 @@ struct GetStatusFrames {
     dom: DomId,
     status: GrantStatus,
     frame_list: u64,
+}
+
+/// `struct gnttab_unmap_and_replace`.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct UnmapAndReplace {
+    host_addr: u64,
+    new_addr: u64,
+    handle: u32,
+    status: GrantStatus,
+    pad: [u8; 2],
 }
 
 /// `struct gnttab_swap_grant_ref`.
@@ -53,9 +64,7 @@ struct CacheFlush {
 }
 
 pub(crate) fn grant_table_op(cpu: &mut Cpu, [op, list, count, ..]: [u64; 6]) -> Answer {
-    let (Ok(op), Ok(count)) = (u32::try_from(op), u32::try_from(count)) else {
-        return Answer::err(Errno::EINVAL);
-    };
+    let (op, count) = (low32(op), low32(count));
     // As Xen: the count is an `int` that must not be negative.
     if i32::try_from(count).is_err() {
         return Answer::err(Errno::EINVAL);
@@ -64,6 +73,7 @@ pub(crate) fn grant_table_op(cpu: &mut Cpu, [op, list, count, ..]: [u64; 6]) -> 
     Answer::from(match op {
         GrantTableOp::MAP_GRANT_REF => each(cpu, list, count, map),
         GrantTableOp::UNMAP_GRANT_REF => each(cpu, list, count, unmap),
+        UNMAP_AND_REPLACE => each(cpu, list, count, unmap_and_replace),
         GrantTableOp::COPY => each(cpu, list, count, copy),
         SWAP_GRANT_REF => each(cpu, list, count, swap),
         CACHE_FLUSH => each(cpu, list, count, cache_flush),
@@ -78,7 +88,7 @@ pub(crate) fn grant_table_op(cpu: &mut Cpu, [op, list, count, ..]: [u64; 6]) -> 
         | GrantTableOp::GET_VERSION
         | GrantTableOp::SET_VERSION => Err(Errno::EINVAL),
         // Giving pages away, and looking at tables for debugging: not here.
-        DUMP_TABLE | TRANSFER | UNMAP_AND_REPLACE => Err(Errno::EPERM),
+        DUMP_TABLE | TRANSFER => Err(Errno::EPERM),
         _ => Err(Errno::ENOSYS),
     })
 }
@@ -169,7 +179,14 @@ fn get_version(cpu: &mut Cpu, argument: &mut GetVersion) -> Result<(), Errno> {
 
 fn set_version(cpu: &mut Cpu, argument: &mut SetVersion) -> Result<(), Errno> {
     let grants = &cpu.domain.grants;
-    let result = grants.set_version(argument.version);
+    // The status pages go away with version 2: nobody may have one mapped (XSA-255).
+    let mapped = (0..super::MAX_STATUS_FRAMES)
+        .any(|index| cpu.domain.space.is_mapped(Mfn(grants.first.0 + MAX_GRANT_FRAMES + index)));
+    let result = if argument.version == 1 && mapped {
+        Err(Errno::EBUSY)
+    } else {
+        grants.set_version(argument.version)
+    };
     // The version in force goes back in any case.
     argument.version = grants.lock().version;
     result
@@ -203,7 +220,8 @@ fn try_map(cpu: &mut Cpu, argument: &MapGrantRef) -> Result<(u32, Mfn), GrantSta
     if !argument.flags.intersects(MapFlags::HOST_MAP | MapFlags::DEVICE_MAP) {
         return Err(GrantStatus::GENERAL_ERROR);
     }
-    own(cpu, argument.dom)?;
+    // Nobody else grants this domain anything: the reference, not the domain, is what is wrong.
+    own(cpu, argument.dom).map_err(|_| GrantStatus::GENERAL_ERROR)?;
     let domain = std::sync::Arc::clone(&cpu.domain);
     let access = if argument.flags.contains(MapFlags::READONLY) {
         Access::ReadOnly
@@ -211,13 +229,12 @@ fn try_map(cpu: &mut Cpu, argument: &MapGrantRef) -> Result<(u32, Mfn), GrantSta
         Access::ReadWrite
     };
     let frame = domain.grants.acquire(argument.reference, domain.id(), access)?;
-    let mapped = domain.space.map_grant(
-        cpu.index,
-        &mut *cpu.engine,
-        argument.host_addr,
-        argument.flags,
-        frame,
-    );
+    let mapped = if argument.flags.contains(MapFlags::HOST_MAP) {
+        let address = argument.host_addr;
+        domain.space.map_grant(cpu.index, &mut *cpu.engine, address, argument.flags, frame)
+    } else {
+        Ok(())
+    };
     let done = mapped.and_then(|()| domain.grants.track(argument, access, frame));
     if done.is_err() {
         domain.grants.release(argument.reference, access);
@@ -233,17 +250,52 @@ fn unmap(cpu: &mut Cpu, argument: &mut UnmapGrantRef) -> Result<(), Errno> {
 fn try_unmap(cpu: &mut Cpu, argument: &UnmapGrantRef) -> Result<(), GrantStatus> {
     let domain = std::sync::Arc::clone(&cpu.domain);
     let held = domain.grants.tracked(argument.handle)?;
-    if held.flags.contains(MapFlags::HOST_MAP) && argument.host_addr != 0 {
+    let mut left = held.flags;
+    if argument.host_addr != 0 && left.contains(MapFlags::HOST_MAP) {
+        let address = argument.host_addr;
         domain.space.unmap_grant(
             cpu.index,
             &mut *cpu.engine,
-            argument.host_addr,
+            address,
+            None,
             held.flags,
             held.frame,
         )?;
+        left.remove(MapFlags::HOST_MAP);
     }
-    domain.grants.untrack(argument.handle);
-    domain.grants.release(held.reference, held.access);
+    if argument.dev_bus_addr != 0 && left.contains(MapFlags::DEVICE_MAP) {
+        if argument.dev_bus_addr != held.frame.0 << 12 {
+            return Err(GrantStatus::GENERAL_ERROR);
+        }
+        left.remove(MapFlags::DEVICE_MAP);
+    }
+    domain.grants.keep(argument.handle, left);
+    Ok(())
+}
+
+/// As an unmap, and the entry of another address takes the place.
+fn unmap_and_replace(cpu: &mut Cpu, argument: &mut UnmapAndReplace) -> Result<(), Errno> {
+    argument.status = status(try_replace(cpu, argument));
+    Ok(())
+}
+
+fn try_replace(cpu: &mut Cpu, argument: &UnmapAndReplace) -> Result<(), GrantStatus> {
+    let domain = std::sync::Arc::clone(&cpu.domain);
+    let held = domain.grants.tracked(argument.handle)?;
+    if !held.flags.contains(MapFlags::HOST_MAP) {
+        return Err(GrantStatus::GENERAL_ERROR);
+    }
+    domain.space.unmap_grant(
+        cpu.index,
+        &mut *cpu.engine,
+        argument.host_addr,
+        (argument.new_addr != 0).then_some(argument.new_addr),
+        held.flags,
+        held.frame,
+    )?;
+    let mut left = held.flags;
+    left.remove(MapFlags::HOST_MAP);
+    domain.grants.keep(argument.handle, left);
     Ok(())
 }
 

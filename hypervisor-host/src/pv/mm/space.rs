@@ -173,18 +173,37 @@ impl Space for SharedMemory {
         vcpu: usize,
         engine: &mut dyn Vcpu,
         address: u64,
+        replace: Option<u64>,
         flags: MapFlags,
         frame: Mfn,
     ) -> Result<(), GrantStatus> {
         let mut memory = self.lock();
         let place = memory.grant_entry(vcpu, address, flags)?;
         let entry = memory.read_entry(place.frame, place.index);
-        if !entry.is_present() || entry.frame() != frame {
+        // As it was made: whoever has changed it since has a mapping of its own (XSA-234).
+        let as_made = entry.is_writable() != flags.contains(MapFlags::READONLY);
+        if !entry.is_present() || entry.frame() != frame || !as_made {
             return Err(GrantStatus::GENERAL_ERROR);
         }
-        let result = memory.set_entry(engine, place.frame, 1, place.index, Entry(0), false);
+        let from = match replace {
+            Some(address) => {
+                let root = memory.root(vcpu).ok_or(GrantStatus::GENERAL_ERROR)?;
+                Some(memory.table_of_pages(root, address).ok_or(GrantStatus::GENERAL_ERROR)?)
+            }
+            None => None,
+        };
+        let new = from.map_or(Entry(0), |from| memory.read_entry(from.frame, from.index));
+        let mut result = memory.set_entry(engine, place.frame, 1, place.index, new, false);
+        if let Some(from) = from.filter(|_| result.is_ok()) {
+            result = memory.set_entry(engine, from.frame, 1, from.index, Entry(0), false);
+        }
         memory.resident.apply(engine);
         result.map_err(|_| GrantStatus::GENERAL_ERROR)
+    }
+
+    fn is_mapped(&self, frame: Mfn) -> bool {
+        // One use is Xen's own.
+        self.lock().kind(frame).is_some_and(|(_, uses)| uses > 1)
     }
 
     fn roots(&self, vcpu: usize) -> (Option<Mfn>, Option<Mfn>) {

@@ -140,13 +140,21 @@ fn timers_reach_a_guest_that_computes() {
     let bind = call(Hypercall::EVENT_CHANNEL_OP, [1, SCRATCH, 0]);
     let callbacks = call(Hypercall::SET_CALLBACKS, [0x7000, 0, 0]);
     let arm = call(Hypercall::SET_TIMER_OP, [1, 0, 0]);
+    let own = domain.clone();
+    let unmask: Stretch = Box::new(move |registers| {
+        own.vcpu(0).set_masked(false);
+        registers.rax = Hypercall::SCHED_OP.0;
+        registers.rdi = SchedOp::YIELD.0.into();
+        Exit::Hypercall
+    });
+    // Entered by the upcall, after however many stretches of computing.
     let end: Stretch = Box::new(|registers| {
         registers.rax = Hypercall::SCHED_OP.0;
         let op = if registers.rip == 0x7000 { SchedOp::SHUTDOWN } else { SchedOp::YIELD };
         [registers.rdi, registers.rsi] = [op.0.into(), SCRATCH + 64];
         Exit::Hypercall
     });
-    run(&domain, vec![bind, callbacks, arm, end]);
+    run(&domain, vec![bind, callbacks, arm, unmask, end]);
     assert!(matches!(domain.wait().reason, EndReason::Shutdown(ShutdownReason::POWEROFF)));
 }
 
