@@ -12,12 +12,12 @@ use janus_proto::addr::{DomId, Port};
 
 use crate::engine::monitor::Monitor;
 use crate::engine::{EngineError, Vcpu};
-use crate::host::{Host, HostError, Identity, Network, Output, PlugError};
+use crate::host::{Host, HostError, Identity, Image, Network, Output, PlugError};
 use crate::pv::builder::{self, BuildError};
 use crate::pv::domain::{Domain, Ended, Setup};
 use crate::pv::mm::Size;
 use crate::pv::mm::space::SharedMemory;
-use crate::storage::FileDisk;
+use crate::storage::{FileDisk, Snapshot};
 use crate::usernet::{Config as NetConfig, StartError, UserNet};
 
 /// Frames of 4 KiB in a MiB.
@@ -32,8 +32,20 @@ const DISK_STEP: u32 = 16;
 pub struct DiskFile {
     /// The image, in raw format.
     pub file: PathBuf,
-    /// The guest may not write.
-    pub read_only: bool,
+    /// Who may write, and what becomes of it.
+    pub writes: Writes,
+}
+
+/// What becomes of what a guest writes to a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Writes {
+    /// It goes into the image, which nobody else uses meanwhile.
+    #[default]
+    Kept,
+    /// It is forgotten at the end; others may read the image.
+    Forgotten,
+    /// It is refused.
+    Refused,
 }
 
 /// A guest to be made.
@@ -121,16 +133,25 @@ pub struct Guest {
 }
 
 /// Opens a disk for this guest alone, or for readers alone.
-fn open(disk: &DiskFile) -> Result<FileDisk, GuestError> {
+fn open(disk: &DiskFile) -> Result<Image, GuestError> {
     let failed = |error| GuestError::File(disk.file.clone(), error);
-    let file = OpenOptions::new().read(true).write(!disk.read_only).open(&disk.file);
+    let shared = disk.writes != Writes::Kept;
+    let file = OpenOptions::new().read(true).write(!shared).open(&disk.file);
     let file: File = file.map_err(failed)?;
-    let locked = if disk.read_only { file.try_lock_shared() } else { file.try_lock() };
+    let locked = if shared { file.try_lock_shared() } else { file.try_lock() };
     match locked {
-        Ok(()) => FileDisk::new(file, disk.read_only).map_err(failed),
-        Err(TryLockError::WouldBlock) => Err(GuestError::InUse(disk.file.clone(), disk.read_only)),
-        Err(TryLockError::Error(error)) => Err(failed(error)),
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(GuestError::InUse(disk.file.clone(), shared));
+        }
+        Err(TryLockError::Error(error)) => return Err(failed(error)),
     }
+    let image = FileDisk::new(file, shared).map_err(failed)?;
+    Ok(if disk.writes == Writes::Forgotten {
+        Box::new(Snapshot::new(image))
+    } else {
+        Box::new(image)
+    })
 }
 
 /// A UUID that is as good as random: of this process and this moment.
@@ -144,10 +165,9 @@ fn uuid() -> [u8; 16] {
         bytes = (time ^ u128::from(std::process::id()) << 96).to_ne_bytes();
     }
     // Version 4, variant 1 (RFC 9562).
-    if let [_, _, _, _, _, _, version, _, variant, ..] = &mut bytes {
-        *version = *version & 0x0f | 0x40;
-        *variant = *variant & 0x3f | 0x80;
-    }
+    let [_, _, _, _, _, _, version, _, variant, ..] = &mut bytes;
+    *version = *version & 0x0f | 0x40;
+    *variant = *variant & 0x3f | 0x80;
     bytes
 }
 
@@ -202,7 +222,7 @@ impl Guest {
         };
         let host = Host::new(&domain, &identity, output)?;
         for (number, disk) in (FIRST_DISK..).step_by(DISK_STEP as usize).zip(disks?) {
-            host.plug_disk(number, Box::new(disk))?;
+            host.plug_disk(number, disk)?;
         }
         let mut networks = Vec::new();
         for (handle, config) in (0..).zip(&description.networks) {

@@ -1,5 +1,7 @@
 //! What a disk is made of, whatever the protocol in front of it.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -207,6 +209,100 @@ impl BlockBackend for FileDisk {
     }
 }
 
+/// Bytes of a piece of a [`Snapshot`].
+const PIECE: usize = 4096;
+
+/// A disk whose writes are kept in memory and forgotten at the end.
+#[derive(Debug)]
+pub struct Snapshot<B> {
+    below: B,
+    /// What was written, by pieces of the disk.
+    written: BTreeMap<u64, Box<[u8; PIECE]>>,
+}
+
+impl<B: BlockBackend> Snapshot<B> {
+    /// Nothing written yet.
+    pub fn new(below: B) -> Self {
+        Self { below, written: BTreeMap::new() }
+    }
+
+    /// A piece, to be changed: what lies below where it was not written yet.
+    fn piece(&mut self, index: u64) -> io::Result<&mut [u8; PIECE]> {
+        match self.written.entry(index) {
+            Entry::Occupied(piece) => Ok(piece.into_mut()),
+            Entry::Vacant(place) => {
+                let mut piece = Box::new([0; PIECE]);
+                let first = index * SECTORS_PER_PIECE;
+                let sectors = self.below.sectors().saturating_sub(first).min(SECTORS_PER_PIECE);
+                let len = usize::try_from(sectors).unwrap_or(0) * SECTOR;
+                self.below.read(first, piece.get_mut(..len).unwrap_or_default())?;
+                Ok(place.insert(piece))
+            }
+        }
+    }
+
+    /// Writes bytes piece by piece.
+    fn store(
+        &mut self,
+        sector: u64,
+        len: usize,
+        fill: impl Fn(usize, &mut [u8]),
+    ) -> io::Result<()> {
+        let (mut at, mut done) = (sector, 0);
+        while done < len {
+            let skip = usize::try_from(at % SECTORS_PER_PIECE).unwrap_or(0) * SECTOR;
+            let count = (PIECE - skip).min(len - done);
+            let piece = self.piece(at / SECTORS_PER_PIECE)?;
+            fill(done, piece.get_mut(skip..skip + count).unwrap_or_default());
+            done += count;
+            at += (count / SECTOR) as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Sectors of a piece.
+const SECTORS_PER_PIECE: u64 = (PIECE / SECTOR) as u64;
+
+impl<B: BlockBackend> BlockBackend for Snapshot<B> {
+    fn sectors(&self) -> u64 {
+        self.below.sectors()
+    }
+    fn is_read_only(&self) -> bool {
+        false
+    }
+    fn read(&mut self, sector: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.below.read(sector, buf)?;
+        let end = sector + (buf.len() / SECTOR) as u64;
+        let pieces = sector / SECTORS_PER_PIECE..end.div_ceil(SECTORS_PER_PIECE);
+        for (index, piece) in self.written.range(pieces) {
+            let first = index * SECTORS_PER_PIECE;
+            for (at, bytes) in (first..).zip(piece.chunks(SECTOR)) {
+                let Some(place) = at.checked_sub(sector).and_then(|at| usize::try_from(at).ok())
+                else {
+                    continue;
+                };
+                if let Some(to) = buf.get_mut(place * SECTOR..(place + 1) * SECTOR) {
+                    to.copy_from_slice(bytes);
+                }
+            }
+        }
+        Ok(())
+    }
+    fn write(&mut self, sector: u64, bytes: &[u8]) -> io::Result<()> {
+        self.store(sector, bytes.len(), |done, to| {
+            to.copy_from_slice(bytes.get(done..done + to.len()).unwrap_or_default());
+        })
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+    fn discard(&mut self, sector: u64, sectors: u64) -> io::Result<()> {
+        let len = usize::try_from(sectors).unwrap_or(usize::MAX).saturating_mul(SECTOR);
+        self.store(sector, len, |_, to| to.fill(0))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -233,7 +329,33 @@ mod tests {
         let file = File::options().read(true).write(true).create(true).truncate(true).open(&path);
         let file = file.unwrap();
         file.set_len(100 * 512 + 17).unwrap();
-        check(&mut FileDisk::new(file, false).unwrap());
+        check(&mut FileDisk::new(file.try_clone().unwrap(), false).unwrap());
+        file.write_all_at(&[0; 100 * SECTOR], 0).unwrap();
+        check(&mut Snapshot::new(FileDisk::new(file, false).unwrap()));
         std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn what_a_snapshot_keeps_does_not_reach_the_disk_below() {
+        let mut below = MemoryDisk::new(100);
+        below.write(0, &[9; 100 * SECTOR]).unwrap();
+        let mut disk = Snapshot::new(below.clone());
+        disk.write(7, &[1; 2 * SECTOR]).unwrap();
+        disk.write(99, &[2; SECTOR]).unwrap();
+        let mut buf = [0; 100 * SECTOR];
+        disk.read(0, &mut buf).unwrap();
+        for (sector, bytes) in buf.chunks(SECTOR).enumerate() {
+            let expected = match sector {
+                7 | 8 => 1,
+                99 => 2,
+                _ => 9,
+            };
+            assert!(bytes.iter().all(|&byte| byte == expected), "sector {sector}");
+        }
+        let mut part = [0; 2 * SECTOR];
+        disk.read(8, &mut part).unwrap();
+        assert_eq!((part[0], part[SECTOR]), (1, 9));
+        disk.below.read(7, &mut part).unwrap();
+        assert_eq!(part[0], 9);
     }
 }

@@ -10,7 +10,7 @@ use clap::Args;
 use janus_proto::abi::xen::sched::ShutdownReason;
 
 use super::{crash, terminal};
-use crate::guest::{Description, DiskFile, Guest, GuestError};
+use crate::guest::{Description, DiskFile, Guest, GuestError, Writes};
 use crate::pv::domain::{EndReason, Ended};
 use crate::usernet::{Config, Publish};
 
@@ -32,8 +32,9 @@ pub(super) struct RunArguments {
     /// The kernel: an ELF file with Xen notes.
     #[arg(value_name = "IMAGE")]
     image: PathBuf,
-    /// A raw disk image, and `,ro` if the guest may only read it. May be repeated: xvda, xvdb, ...
-    #[arg(long, value_name = "FILE[,ro]", value_parser = disk)]
+    /// A raw disk image; with `,ro` the guest may only read it, with `,snapshot` what it writes is forgotten. May be
+    /// repeated: xvda, xvdb, ...
+    #[arg(long, value_name = "FILE[,ro|,snapshot]", value_parser = disk)]
     disk: Vec<DiskFile>,
     /// A network card: `user` needs no rights on the host. May be repeated.
     #[arg(long, value_name = "user", value_parser = ["user"])]
@@ -73,12 +74,13 @@ pub(super) struct RunArguments {
 fn disk(text: &str) -> Result<DiskFile, String> {
     let mut parts = text.split(',');
     let file = parts.next().filter(|file| !file.is_empty()).ok_or("no file")?;
-    let mut disk = DiskFile { file: file.into(), read_only: false };
+    let mut disk = DiskFile { file: file.into(), writes: Writes::Kept };
     for option in parts {
-        match option {
-            "ro" => disk.read_only = true,
-            "rw" => disk.read_only = false,
-            _ => return Err(format!("`{option}` is not an option of a disk: ro, rw")),
+        disk.writes = match option {
+            "rw" => Writes::Kept,
+            "snapshot" => Writes::Forgotten,
+            "ro" => Writes::Refused,
+            _ => return Err(format!("`{option}` is not an option of a disk: rw, ro, snapshot")),
         }
     }
     Ok(disk)
@@ -328,7 +330,7 @@ mod tests {
 
     #[test]
     fn disks_are_files_with_options() {
-        assert_eq!(disk("a,ro"), Ok(DiskFile { file: "a".into(), read_only: true }));
+        assert_eq!(disk("a,ro"), Ok(DiskFile { file: "a".into(), writes: Writes::Refused }));
         assert!(disk("").is_err() && disk("a,rx").is_err());
     }
 

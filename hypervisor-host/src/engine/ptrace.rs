@@ -27,8 +27,13 @@ use crate::pv::timers::now;
 pub const TOP: u64 = 0x7fff_ffe0_0000;
 /// The last address that can be mapped.
 const LAST: u64 = 0x7fff_ffff_f000;
+/// What the library takes a request of ptrace for.
+#[cfg(target_env = "musl")]
+type PtraceRequest = libc::c_int;
+#[cfg(not(target_env = "musl"))]
+type PtraceRequest = libc::c_uint;
 /// `PTRACE_SYSEMU`, which the library does not name for every target.
-const PTRACE_SYSEMU: libc::c_uint = 31;
+const PTRACE_SYSEMU: PtraceRequest = 31;
 /// The signal of a kick. The child never handles it: it stops for the tracer.
 const KICK: c_int = libc::SIGUSR1;
 /// The standard XSAVE area, as a note of the register sets.
@@ -488,7 +493,7 @@ fn set(child: pid_t, regs: &libc::user_regs_struct) -> Result<(), EngineError> {
     if result < 0 { Err(lost()) } else { Ok(()) }
 }
 
-fn resume(child: pid_t, how: libc::c_uint) -> Result<(), EngineError> {
+fn resume(child: pid_t, how: PtraceRequest) -> Result<(), EngineError> {
     // SAFETY: no pointers.
     if unsafe { libc::ptrace(how, child, 0, 0) } < 0 { Err(lost()) } else { Ok(()) }
 }

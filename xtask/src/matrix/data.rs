@@ -48,6 +48,8 @@ pub(crate) enum Row {
     Xen(Mode),
     /// In the place of dom0, directly under Xen: no devices.
     Dom0(Mode),
+    /// The bundled VMM, as a Xen PV guest in a process.
+    Monitor,
 }
 
 /// What GRUB runs on.
@@ -217,6 +219,7 @@ fn row(name: &str, data: &RowData) -> Result<Row> {
         ("xen", Some("pvh")) => Row::Xen(Mode::Pvh),
         ("dom0", Some("pv")) => Row::Dom0(Mode::Pv),
         ("dom0", Some("pvh")) => Row::Dom0(Mode::Pvh),
+        ("monitor", None) => Row::Monitor,
         (_, door) => bail!("row {name}: no machine {machine:?} with door {door:?}"),
     })
 }

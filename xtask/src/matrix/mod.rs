@@ -4,6 +4,7 @@ pub(crate) mod data;
 mod disks;
 pub(crate) mod judge;
 mod lab_row;
+mod monitor_row;
 mod qemu_row;
 mod steps;
 
@@ -137,6 +138,7 @@ fn run_single(instance: &Instance, images: &BTreeMap<String, PathBuf>) -> Result
             qemu_row::run(instance, &image)
         }
         Row::Dom0(mode) => qemu_row::run_as_dom0(instance, &image, mode),
+        Row::Monitor => monitor_row::run(instance, &image),
         Row::Xen(_) => bail!("not a row for a single machine"),
     }
 }

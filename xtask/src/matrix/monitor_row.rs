@@ -1,0 +1,117 @@
+//! Running a test in the bundled VMM: a Xen PV guest in a process.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use super::data::Instance;
+use super::judge::Run;
+use super::steps::{self, Fetched, Place};
+use super::{command_line, disks};
+use crate::console::Echo;
+use crate::process::{self, Process};
+use crate::{qemu, vmm};
+
+/// The VMM's code where the command line, a file or the host prevented the start.
+const REFUSED: i32 = 2;
+/// Its code for a guest that asked for a reboot.
+const REBOOT: u8 = 7;
+
+struct MonitorPlace {
+    process: Process,
+    cursor: usize,
+    stdin: ChildStdin,
+    port: u16,
+}
+
+impl Place for MonitorPlace {
+    fn wait(&mut self, text: &str, deadline: Instant) -> Result<()> {
+        self.process
+            .console
+            .line(&mut self.cursor, deadline, |line| line.contains(text).then_some(()))
+            .map(|_| ())
+            .map_err(|missed| anyhow!("the guest {missed}"))
+    }
+    fn type_text(&mut self, text: &str) -> Result<()> {
+        Ok(self.stdin.write_all(text.as_bytes())?)
+    }
+    fn fetch(&mut self, path: &str, deadline: Instant) -> Result<Fetched> {
+        steps::fetch_here(&format!("http://127.0.0.1:{}{path}", self.port), deadline)
+    }
+    fn dom0(&mut self, _: &str, _: Instant) -> Result<()> {
+        bail!("there is no dom0 on this row")
+    }
+    fn monitor(&mut self, _: &str) -> Result<()> {
+        bail!("there is no QEMU on this row")
+    }
+    fn kill(&mut self) -> Result<()> {
+        self.process.kill();
+        Ok(())
+    }
+}
+
+/// The VMM, built once a run.
+fn program() -> Result<PathBuf> {
+    // A failure is kept as well: it would be the same for every test.
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let built = BUILT.get_or_init(|| vmm::build().map_err(|error| format!("{error:#}")));
+    built.clone().map_err(|error| anyhow!(error))
+}
+
+/// Runs one test in a fresh process.
+///
+/// # Errors
+/// The machine cannot be set up; what happens in it is in the [`Run`].
+pub(crate) fn run(instance: &Instance, image: &Path) -> Result<Run> {
+    let case = &instance.case;
+    let port = qemu::free_port(0)?;
+    let mut command = Command::new(program()?);
+    command.arg("run").arg(image).arg("--no-reboot");
+    command.args(["--memory", &format!("{}M", case.memory_mib)]);
+    let words = command_line(case)?;
+    if !words.is_empty() {
+        command.arg(format!("--append={words}"));
+    }
+    for kind in &case.disks {
+        command.arg("--disk").arg(format!("{},snapshot", disks::image(*kind)?.display()));
+    }
+    if case.network {
+        command.args(["--publish", &format!("{port}:80")]);
+    }
+    let mut process = process::spawn(command.stdin(Stdio::piped()), Echo::Quiet)?;
+    let stdin = process.stdin().context("no standard input")?;
+    let deadline = process.started + Duration::from_secs(case.timeout_s);
+    let mut place = MonitorPlace { process, cursor: 0, stdin, port };
+    let mut outcome = Run::default();
+    match steps::run(case, &mut place, deadline) {
+        Ok(killed) => outcome.killed = killed,
+        Err(error) => outcome.trouble = Some(format!("{error:#}")),
+    }
+    let process = &mut place.process;
+    if outcome.trouble.is_some() {
+        process.kill();
+    }
+    let status = process.end(deadline)?;
+    process.console.finished(Instant::now() + Duration::from_secs(2));
+    process.errors.finished(Instant::now() + Duration::from_secs(2));
+    outcome.console = process.console.text();
+    outcome.console.push_str(&process.errors.text());
+    match status {
+        _ if outcome.killed || outcome.trouble.is_some() => {}
+        None => {
+            outcome.trouble =
+                Some(format!("killed after {} s: it did not end by itself", case.timeout_s));
+        }
+        Some(status) if status.code() == Some(REFUSED) => outcome.refused = true,
+        Some(status) => {
+            let code = status.code().and_then(|code| u8::try_from(code).ok());
+            // As on the other rows, where a machine that reboots just ends.
+            outcome.code = code.map(|code| if code == REBOOT { 0 } else { code });
+        }
+    }
+    Ok(outcome)
+}
