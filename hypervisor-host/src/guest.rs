@@ -176,8 +176,7 @@ fn read(path: &Path) -> Result<Vec<u8>, GuestError> {
 }
 
 impl Guest {
-    /// Makes and starts a guest; what it prints goes to `output`. The calling thread must outlive it: Linux ends the
-    /// guest's processes with the thread that made them.
+    /// Makes and starts a guest; what it prints goes to `output`.
     ///
     /// # Errors
     /// See [`GuestError`].

@@ -10,7 +10,7 @@ use libc::{
     BPF_RET, BPF_TAX, BPF_W, BPF_X,
 };
 
-use super::layout::{FILTER, IMAGE_SIZE, M2P_VIEW, MAILBOX, RAM_FD, STUB, TOP};
+use super::layout::{FILTER, IMAGE_SIZE, MAILBOX, RAM_FD, STUB, TOP};
 
 const ARCH_X86_64: u32 = 0xc000_003e;
 const FUTEX_WAIT: u32 = 0;
@@ -44,12 +44,11 @@ enum Label {
     Futex,
     FutexOperation,
     Map,
-    MapBelow,
     Range,
     Allow,
     Trap,
 }
-use Label::{Allow, Futex, FutexOperation, Map, MapBelow, Next, Range, Trap};
+use Label::{Allow, Futex, FutexOperation, Map, Next, Range, Trap};
 
 enum Line {
     Load(u32),
@@ -101,18 +100,7 @@ fn lines() -> Vec<Line> {
     lines.extend(equal(argument(3), MAP_SHARED_FIXED));
     lines.extend(equal(argument(3) + 4, 0));
     lines.extend(equal(argument(2) + 4, 0));
-    lines.extend([
-        Load(argument(2)),
-        Jump(BPF_JGT, 7, Trap, Next),
-        // The view of the machine-to-physical table is above, and may only be read.
-        Load(argument(0) + 4),
-        Jump(BPF_JEQ, (M2P_VIEW >> 32) as u32, Next, MapBelow),
-    ]);
-    lines.extend(equal(argument(0), low(M2P_VIEW)));
-    lines.extend(equal(argument(1) + 4, 0));
-    lines.extend(equal(argument(2), libc::PROT_READ.cast_unsigned()));
-    lines.push(Plain(BPF_RET | BPF_K, libc::SECCOMP_RET_ALLOW));
-    lines.push(Here(MapBelow));
+    lines.extend([Load(argument(2)), Jump(BPF_JGT, 7, Trap, Next)]);
     lines.push(Here(Range));
     lines.extend([
         Load(argument(0) + 4),

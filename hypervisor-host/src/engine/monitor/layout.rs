@@ -1,7 +1,7 @@
 //! Where things are in a guest's process, and the page through which it and we speak.
 //!
-//! Below [`TOP`] is the guest's. Above it are the stub (read and execute, sealed), the mailbox with the alternate signal
-//! stack (read and write), and a read-only view of the machine-to-physical table; nothing else is mapped.
+//! Below [`TOP`] is the guest's. Above it are the stub (read and execute, sealed) and the mailbox with the alternate
+//! signal stack (read and write); nothing else is mapped.
 
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64};
 
@@ -32,8 +32,6 @@ pub(super) const SIGNAL_STACK_SIZE: usize = 0x1_0000;
 pub(super) const FPU: usize = 0x2_0000;
 /// Its size.
 pub(super) const FPU_SIZE: usize = 0x1_0000;
-/// Where the machine-to-physical table is seen by the stub.
-pub(super) const M2P_VIEW: u64 = 0x7ffb_0000_0000;
 
 /// The guest's memory in the process's table of files.
 pub(super) const RAM_FD: i32 = 3;

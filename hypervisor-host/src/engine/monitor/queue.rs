@@ -28,8 +28,7 @@ impl Queue {
     /// Adds a change, to the last one where the two are neighbours.
     pub(super) fn push(&mut self, change: Change) {
         if change == EVERYTHING {
-            // The view of the machine-to-physical table is not part of everything.
-            self.0.retain(|earlier| earlier.address >= TOP);
+            self.0.clear();
         }
         if let Some(last) = self.0.back_mut()
             && last.protection == change.protection

@@ -325,7 +325,10 @@ janus_stub_start:
     lea rdi, [rip + .Lstub_robust]          # 16
     mov esi, 24
     janus_stub_step 273                     # set_robust_list
-    mov edi, 1                              # 17: SECCOMP_SET_MODE_FILTER
+    mov edi, 15                             # 17: PR_SET_NAME
+    lea rsi, [rip + .Lstub_name]
+    janus_stub_step 157
+    mov edi, 1                              # 18: SECCOMP_SET_MODE_FILTER
     xor esi, esi
     lea rdx, [rip + janus_stub + {FILTER} - {CODE}]
     janus_stub_step 317                     # seccomp
@@ -338,6 +341,8 @@ janus_stub_start:
     syscall
     ud2
 
+.Lstub_name:
+    .asciz "janus-guest"
     .balign 8
 .Lstub_nothing:
     .quad 0
