@@ -3,6 +3,9 @@
 //! Bytes are read as a script: a few small numbers choose what happens next. The same functions are run by
 //! libFuzzer (`tests/fuzz`) and, with a fixed random script, by `cargo test` (`tests/host/fuzz.rs`).
 
+#[path = "pv_memory.rs"]
+mod pv_memory;
+
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -33,6 +36,8 @@ pub const TARGETS: &[Target] = &[
     ("blkback", blkback),
     ("netback", netback),
     ("usernet", usernet),
+    ("page_tables", page_tables),
+    ("kernel_image", kernel_image),
 ];
 
 /// Reads an input as numbers; zeroes when it is used up.
@@ -358,4 +363,14 @@ fn checksum(header: &[u8]) -> u16 {
         sum + u16::from(carry)
     };
     !words.iter().fold(0, add)
+}
+
+/// Page table updates, pins, faults and reservations of a PV guest that means harm.
+pub fn page_tables(input: &[u8]) {
+    pv_memory::page_tables(input);
+}
+
+/// A file that is nearly a PV kernel.
+pub fn kernel_image(input: &[u8]) {
+    pv_memory::kernel_image(input);
 }
