@@ -1,7 +1,8 @@
 //! Boots a PV image in this process, with console and xenstore and nothing else: `boot IMAGE [COMMAND LINE]`.
 //!
 //! The shortest way from an image to a running domain, and how the parts of this library fit together. With
-//! `JANUS_ENGINE=ptrace` the guest is traced instead of monitored, which any debugger of engines will want.
+//! `JANUS_ENGINE=ptrace` the guest is traced instead of monitored, which any debugger of engines will want. With
+//! `JANUS_STORE=PATH` xenstore is served on that socket too: `XENSTORED_PATH=PATH xenstore-ls -s` shows it.
 
 use std::io::{Read as _, Write as _};
 use std::process::ExitCode;
@@ -85,6 +86,9 @@ fn run() -> Result<ExitCode, Failure> {
         rings: (built.console.0, built.store.0),
     };
     let host = Arc::new(Host::new(&domain, &identity, Box::new(std::io::stdout()))?);
+    if let Some(path) = std::env::var_os("JANUS_STORE") {
+        host.listen_store(path.as_ref())?;
+    }
     let typed = Arc::downgrade(&host);
     std::thread::spawn(move || {
         let mut buf = [0; 512];

@@ -172,6 +172,8 @@ pub struct Blkback<G: GrantMapper, B> {
     features: BlkbackFeatures,
     persistent: Option<BTreeMap<GrantRef, G::Mapping>>,
     counters: BlkbackCounters,
+    /// The bytes of a request on their way.
+    scratch: Vec<u8>,
 }
 
 impl<G: GrantMapper, B: fmt::Debug> fmt::Debug for Blkback<G, B> {
@@ -237,7 +239,8 @@ impl<G: GrantMapper, B: BlockBackend> Blkback<G, B> {
         };
         let persistent = (features.persistent && frontend.persistent).then(BTreeMap::new);
         let counters = BlkbackCounters::default();
-        Ok(Self { ring, mapper, disk, features, persistent, counters })
+        let scratch = Vec::new();
+        Ok(Self { ring, mapper, disk, features, persistent, counters, scratch })
     }
 
     /// What went through so far.
@@ -363,23 +366,33 @@ impl<G: GrantMapper, B: BlockBackend> Blkback<G, B> {
         {
             return BlkifStatus::ERROR;
         }
-        let mut sector = start;
-        for segment in segments {
-            if self.segment(write, sector, segment).is_none() {
-                return BlkifStatus::ERROR;
-            }
-            sector += length(segment);
-        }
-        BlkifStatus::OKAY
+        // One call of the medium for the whole request, however its pages are scattered.
+        let mut buf = std::mem::take(&mut self.scratch);
+        buf.resize(usize::try_from(sectors).unwrap_or(0) * SECTOR, 0);
+        let done = if write {
+            self.scatter(true, segments, &mut buf).is_some() && self.disk.write(start, &buf).is_ok()
+        } else {
+            self.disk.read(start, &mut buf).is_ok()
+                && self.scatter(false, segments, &mut buf).is_some()
+        };
+        self.scratch = buf;
+        if done { BlkifStatus::OKAY } else { BlkifStatus::ERROR }
     }
 
-    fn segment(&mut self, write: bool, sector: u64, segment: &BlkifSegment) -> Option<()> {
-        let mut buf = [0; 4096];
-        let offset = usize::from(segment.first_sect) * SECTOR;
-        let buf = buf.get_mut(..usize::try_from(length(segment)).ok()? * SECTOR)?;
-        if !write {
-            self.disk.read(sector, buf).ok()?;
+    /// Copies between the segments, one behind the other, and `buf`.
+    fn scatter(&mut self, write: bool, segments: &[BlkifSegment], buf: &mut [u8]) -> Option<()> {
+        let mut rest = buf;
+        for segment in segments {
+            let len = usize::try_from(length(segment)).ok()? * SECTOR;
+            let (part, later) = rest.split_at_mut_checked(len)?;
+            self.segment(write, segment, part)?;
+            rest = later;
         }
+        Some(())
+    }
+
+    fn segment(&mut self, write: bool, segment: &BlkifSegment, buf: &mut [u8]) -> Option<()> {
+        let offset = usize::from(segment.first_sect) * SECTOR;
         let moved = |page: &G::Mapping, buf: &mut [u8]| match write {
             true => copy_out(page, offset, buf),
             false => copy_in(page, offset, buf),
@@ -402,10 +415,7 @@ impl<G: GrantMapper, B: BlockBackend> Blkback<G, B> {
                 moved(&self.mapper.map(&[segment.gref], access).ok()?, buf)
             }
         };
-        if !copied {
-            return None;
-        }
-        if write { self.disk.write(sector, buf).ok() } else { Some(()) }
+        copied.then_some(())
     }
 
     fn discard(&mut self, request: &BlkifRequestDiscard) -> BlkifStatus {

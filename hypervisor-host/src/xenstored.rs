@@ -285,7 +285,7 @@ impl Xenstored {
         let connection = self.connections.get_mut(&id).ok_or(StoreError::Invalid)?;
         let domain = connection.domain;
         if transaction == TransactionId::NONE {
-            let before = self.tree.clone();
+            let before = Before::of(&self.tree, &change);
             self.tree.apply(&change, domain, quota)?;
             self.fire(&before, &change);
             return Ok(Reply::Done);
@@ -333,17 +333,15 @@ impl Xenstored {
         }
         // All or nothing, then the events in the order of the changes.
         let mut tree = self.tree.clone();
-        let mut steps = Vec::new();
+        let mut befores = Vec::with_capacity(transaction.changes.len());
         for change in &transaction.changes {
-            let before = tree.clone();
+            befores.push(Before::of(&tree, change));
             tree.apply(change, domain, quota)?;
-            steps.push((before, tree.clone()));
-        }
-        for (change, (before, after)) in transaction.changes.iter().zip(steps) {
-            self.tree = after;
-            self.fire(&before, change);
         }
         self.tree = tree;
+        for (change, before) in transaction.changes.iter().zip(befores) {
+            self.fire(&before, change);
+        }
         Ok(())
     }
 
@@ -373,26 +371,25 @@ impl Xenstored {
 
     /// Queues the events of a change: for the node and what is above it, and after a removal for
     /// every watched node that went with it.
-    fn fire(&mut self, before: &Tree, change: &Change) {
+    fn fire(&mut self, before: &Before, change: &Change) {
         let changed = change.path();
-        let removal = matches!(change, Change::Remove(_));
-        if removal && before.get(changed).is_none() {
-            return;
-        }
-        if matches!(change, Change::Make(_)) && before.get(changed).is_some() {
-            return;
-        }
+        let removed = match before {
+            Before::Nothing => None,
+            Before::Unchanged => return,
+            Before::Removal(tree) => Some(tree),
+        };
         for connection in self.connections.values_mut() {
             let mut paths = BTreeSet::new();
             for watch in &connection.watches {
-                let below = removal && watch.path != changed && is_below(&watch.path, changed);
-                let path = match (is_below(changed, &watch.path), below) {
+                let gone =
+                    removed.filter(|_| watch.path != changed && is_below(&watch.path, changed));
+                let path = match (is_below(changed, &watch.path), gone) {
                     (true, _) => changed,
-                    (false, true) if before.get(&watch.path).is_some() => &watch.path,
+                    (false, Some(tree)) if tree.get(&watch.path).is_some() => &watch.path,
                     _ => continue,
                 };
                 // A removed node is judged by the permissions it had.
-                let judge = if removal { before } else { &self.tree };
+                let judge = removed.unwrap_or(&self.tree);
                 let visible = judge.readable(path, connection.domain).is_ok();
                 if visible && paths.insert((path.to_owned(), &watch.token, &watch.path)) {
                     connection.events.push_back(watch.event(path, connection.domain));
@@ -400,6 +397,29 @@ impl Xenstored {
                     self.visitors_wait |= connection.visitor;
                 }
             }
+        }
+    }
+}
+
+/// What the events of a change need to know of the tree before it.
+#[derive(Debug)]
+enum Before {
+    /// Nothing.
+    Nothing,
+    /// The change changes nothing.
+    Unchanged,
+    /// A node goes: who may hear of it is judged by this.
+    Removal(Tree),
+}
+
+impl Before {
+    fn of(tree: &Tree, change: &Change) -> Self {
+        match change {
+            Change::Write(..) | Change::SetPermissions(..) => Self::Nothing,
+            Change::Make(path) if tree.get(path).is_some() => Self::Unchanged,
+            Change::Make(_) => Self::Nothing,
+            Change::Remove(path) if tree.get(path).is_none() => Self::Unchanged,
+            Change::Remove(_) => Self::Removal(tree.clone()),
         }
     }
 }

@@ -298,3 +298,54 @@ fn a_console_keeps_what_nobody_reads_yet_and_loses_nothing() {
     drop(devices);
     assert!(!path.exists());
 }
+
+#[test]
+fn the_store_can_be_reached_over_a_socket() {
+    use std::io::{Read as _, Write as _};
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store");
+    let guest = FakeGuest::new();
+    let devices = devices(&guest, Vec::new());
+    devices.listen_store(&path).unwrap();
+    let mut socket = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    let mut decoder = Decoder::default();
+    let mut next = |socket: &mut std::os::unix::net::UnixStream| {
+        loop {
+            if let Some(message) = decoder.take().unwrap() {
+                return (message.kind, message.payload);
+            }
+            let mut buf = [0; 256];
+            let count = socket.read(&mut buf).unwrap();
+            assert!(count > 0, "the daemon hung up");
+            decoder.push(&buf[..count]);
+        }
+    };
+    let send = |socket: &mut std::os::unix::net::UnixStream, request: &Request<'_>| {
+        let (kind, payload) = (request.kind(), request.payload());
+        let transaction = TransactionId::NONE;
+        let mut bytes = Vec::new();
+        Message { kind, request_id: 1, transaction, payload }.encode(&mut bytes).unwrap();
+        socket.write_all(&bytes).unwrap();
+    };
+    send(&mut socket, &Request::Read("/local/domain/7/name"));
+    assert_eq!(next(&mut socket), (MessageType::READ, b"test".to_vec()));
+    let path_of_data = "/local/domain/7/data";
+    send(&mut socket, &Request::Watch { path: path_of_data, token: "t" });
+    let mut first = [next(&mut socket).0, next(&mut socket).0];
+    first.sort_by_key(|kind| kind.0);
+    assert_eq!(first, [MessageType::WATCH, MessageType::WATCH_EVENT]);
+    // What the guest does is told to the client, and what the client writes is told to the guest.
+    let mut client = Client::new(&guest);
+    client.write("data/x", "1");
+    let event = (MessageType::WATCH_EVENT, b"/local/domain/7/data/x\0t\0".to_vec());
+    assert_eq!(next(&mut socket), event);
+    send(&mut socket, &Request::Write { path: "/local/domain/7/data/y", value: b"2" });
+    while next(&mut socket).0 != MessageType::WRITE {}
+    assert_eq!(client.read("data/y").as_deref(), Some("2"));
+    // A client that breaks the protocol is alone with it.
+    socket.write_all(&[0xff; 64]).unwrap();
+    let _ = socket.read_to_end(&mut Vec::new());
+    assert_eq!(client.read("data/y").as_deref(), Some("2"));
+    drop(devices);
+    assert!(!path.exists());
+}

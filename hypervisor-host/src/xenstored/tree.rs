@@ -122,15 +122,32 @@ impl Tree {
     /// [`StoreError::AccessDenied`], also for a missing node below one it may not read, so that it
     /// cannot find out; [`StoreError::NotFound`].
     pub fn readable(&self, path: &str, domain: DomId) -> Result<&Node, StoreError> {
-        self.allowed(path, domain, false)?;
-        self.get(path).ok_or(StoreError::NotFound)
+        let (node, exact) = self.nearest(path);
+        match (node.allows(domain, false), exact) {
+            (false, _) => Err(StoreError::AccessDenied),
+            (true, false) => Err(StoreError::NotFound),
+            (true, true) => Ok(node),
+        }
+    }
+
+    /// The node, or the nearest one above it that exists; and whether it is the node itself.
+    fn nearest(&self, path: &str) -> (&Node, bool) {
+        let mut node = &self.root;
+        for part in components(path) {
+            match node.children.get(part) {
+                Some(child) => node = child,
+                None => return (node, false),
+            }
+        }
+        (node, true)
     }
 
     /// Whether the node, or the nearest one above it, lets `domain` in.
     fn allowed(&self, path: &str, domain: DomId, write: bool) -> Result<(), StoreError> {
-        match ancestors(path).find_map(|path| self.get(path)) {
-            Some(node) if node.allows(domain, write) => Ok(()),
-            _ => Err(StoreError::AccessDenied),
+        if self.nearest(path).0.allows(domain, write) {
+            Ok(())
+        } else {
+            Err(StoreError::AccessDenied)
         }
     }
 
@@ -194,6 +211,9 @@ impl Tree {
     /// Makes a node and what is missing above it; new nodes inherit permissions, and belong to their maker.
     fn make(&mut self, path: &str, domain: DomId, quota: usize) -> Result<(), StoreError> {
         let missing: Vec<_> = ancestors(path).take_while(|path| self.get(path).is_none()).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
         if domain != DomId(0) && self.count(domain) + missing.len() > quota {
             return Err(StoreError::NoSpace);
         }
