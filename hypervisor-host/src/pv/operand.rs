@@ -138,7 +138,8 @@ fn exchange(cpu: &mut Cpu, instruction: &Instruction) -> Option<()> {
     let sign = 1 << (size * 8 - 1);
     let overflow = (accumulator ^ old) & (accumulator ^ difference) & sign != 0;
     let adjust = (accumulator ^ old ^ difference) & 0x10 != 0;
-    set_flags(cpu, difference, sign, accumulator < old, overflow, adjust);
+    let others = when(accumulator < old, CARRY) | when(overflow, OVERFLOW) | when(adjust, ADJUST);
+    set_flags(cpu, difference, sign, others);
     if difference != 0 {
         let accumulator = match size {
             1 => Register::AL,
@@ -310,27 +311,23 @@ fn arithmetic(cpu: &mut Cpu, instruction: &Instruction) -> Option<()> {
     }
     let adjust = matches!(mnemonic, Mnemonic::Add | Mnemonic::Sub | Mnemonic::Cmp)
         && (a ^ b ^ result) & 0x10 != 0;
-    set_flags(cpu, result, sign, carry, overflow, adjust);
+    let others = when(carry, CARRY) | when(overflow, OVERFLOW) | when(adjust, ADJUST);
+    set_flags(cpu, result, sign, others);
     Some(())
 }
 
 /// Sets the flags that an arithmetic instruction sets.
-fn set_flags(cpu: &mut Cpu, result: u64, sign: u64, carry: bool, overflow: bool, adjust: bool) {
+fn set_flags(cpu: &mut Cpu, result: u64, sign: u64, others: u64) {
+    let even = (result & 0xff).count_ones().is_multiple_of(2);
+    let of_result = when(even, PARITY) | when(result == 0, ZERO) | when(result & sign != 0, SIGN);
     let flags = &mut cpu.state.registers.rflags;
     *flags &= !(CARRY | PARITY | ADJUST | ZERO | SIGN | OVERFLOW);
-    let even = (result & 0xff).count_ones().is_multiple_of(2);
-    for (set, flag) in [
-        (carry, CARRY),
-        (even, PARITY),
-        (adjust, ADJUST),
-        (result == 0, ZERO),
-        (result & sign != 0, SIGN),
-        (overflow, OVERFLOW),
-    ] {
-        if set {
-            *flags |= flag;
-        }
-    }
+    *flags |= of_result | others;
+}
+
+/// A flag, if it is set.
+fn when(set: bool, flag: u64) -> u64 {
+    if set { flag } else { 0 }
 }
 
 /// A string store or move, with or without `rep`.
