@@ -192,6 +192,8 @@ impl MonitorVcpu {
     fn drive(&mut self, command: u32) -> Result<Option<Stop>, EngineError> {
         let mut evicted = false;
         loop {
+            // Before the announcement: from there on, whoever kicks counts on what the stub writes there.
+            self.seat.mailbox().kicked.store(0, Relaxed);
             let due = self.deadline != u64::MAX && host::now() >= self.deadline;
             if (!self.seat.announce() || due) && command == 0 {
                 self.seat.stop();
@@ -200,7 +202,6 @@ impl MonitorVcpu {
             let mailbox = self.seat.mailbox();
             let (taken, all) =
                 self.seat.queue.lock().unwrap_or_else(PoisonError::into_inner).take(mailbox);
-            mailbox.kicked.store(0, Relaxed);
             mailbox.command.store(if all { command } else { COME_BACK }, Relaxed);
             let turn = self.seat.turn(self.deadline, self.patience);
             self.seat.stop();
