@@ -4,7 +4,6 @@
 //! Needs the finished ELF file, whose path is in `JANUS_IMAGE`; `cargo xtask test --level image` builds it and runs
 //! this. Ref: `xen/include/public/arch-x86/hvm/start_info.h`; the addresses are Firecracker's (`arch/x86_64/layout.rs`).
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
-#![expect(clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::fs::File;
 

@@ -144,11 +144,11 @@ impl Tail {
     /// N of the last line `janus-report: {"exit":N}`.
     fn reported_exit(&self) -> Option<u8> {
         let text = self.text();
-        let codes = text.lines().filter_map(|line| {
+        let mut codes = text.lines().filter_map(|line| {
             let rest = line.split_once("janus-report: {\"exit\":")?.1;
             rest.split_once('}')?.0.trim().parse().ok()
         });
-        codes.last()
+        codes.next_back()
     }
 }
 

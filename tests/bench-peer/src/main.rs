@@ -28,7 +28,7 @@ fn main() {
                     println!("peer: not numbers: {line}");
                     continue;
                 };
-                let inwards = words[0] == "tcp-sink";
+                let inwards = words.first() == Some(&"tcp-sink");
                 match stream::run(port, bytes, inwards) {
                     Ok((bytes, us)) => println!(
                         "janus-bench: {{\"tcp\":\"{}\",\"bytes\":{bytes},\"us\":{us}}}",

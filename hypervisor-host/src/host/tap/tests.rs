@@ -1,3 +1,5 @@
+//! The headers of the frames that a TAP interface carries: where the checksum lies, and headers that lie about it.
+
 use super::*;
 
 /// Ethernet, IPv4 of 20 bytes, TCP of 20 bytes, one byte of data.
