@@ -1,6 +1,6 @@
 //! `cargo xtask run`: the default image with a disk and a network, and its shell on this terminal.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -9,11 +9,13 @@ use clap::{Args, ValueEnum};
 use crate::console::Echo;
 use crate::matrix::judge::reported_exit;
 use crate::qemu::{self, Boot, Disk, Machine, Vm};
-use crate::{disk, guest, lab, packages, process};
+use crate::{disk, guest, lab, packages, process, vmm};
 
 /// Where to boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Where {
+    /// The bundled VMM: a Xen PV guest as a process, without root.
+    Janus,
     /// QEMU, PCI Express (virtio-pci).
     Q35,
     /// QEMU without PCI (virtio-mmio).
@@ -26,11 +28,11 @@ enum Where {
     XenPvh,
 }
 
-/// Boots the default image and lands in its shell. Leave with `poweroff`, or Ctrl-A x.
+/// Boots the default image and lands in its shell. Leave with `poweroff`; or Ctrl-], and Ctrl-A x in QEMU.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct RunArguments {
     /// Where to boot.
-    #[arg(long, value_enum, default_value = "q35")]
+    #[arg(long, alias = "on", value_enum, default_value = "janus")]
     machine: Where,
     /// A raw disk image; a small ext4 one with a web page if none is given. May be repeated.
     #[arg(long, value_name = "FILE")]
@@ -76,7 +78,9 @@ pub(crate) fn exec_words(commands: &str) -> Result<String> {
 /// # Errors
 /// Something it needs is missing, or the machine fails.
 pub(crate) fn run(arguments: &RunArguments) -> Result<ExitCode> {
-    packages::ensure(&[packages::QEMU])?;
+    if arguments.machine != Where::Janus {
+        packages::ensure(&[packages::QEMU])?;
+    }
     let image = match &arguments.image {
         Some(image) => image.clone(),
         None => guest::build(guest::DEFAULT_IMAGE)?,
@@ -89,6 +93,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<ExitCode> {
     }
     let append = append.trim().to_owned();
     let machine = match arguments.machine {
+        Where::Janus => return bundled(arguments, &image, &disks, &append),
         Where::Q35 => Machine::Q35,
         Where::Microvm => Machine::Microvm,
         Where::Pc => Machine::Pc,
@@ -125,6 +130,38 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<ExitCode> {
         Some(code) => Ok(ExitCode::from(code)),
         None => bail!("QEMU failed ({status})"),
     }
+}
+
+/// Runs it in the bundled VMM.
+fn bundled(
+    arguments: &RunArguments,
+    image: &Path,
+    disks: &[PathBuf],
+    append: &str,
+) -> Result<ExitCode> {
+    let mut command = std::process::Command::new(vmm::build()?);
+    command.arg("run").arg(image).arg(format!("--memory={}M", arguments.memory));
+    if !append.is_empty() {
+        command.arg(format!("--append={append}"));
+    }
+    // A disk of the user's own keeps what is written.
+    let option = if arguments.disk.is_empty() { ",snapshot" } else { "" };
+    for disk in disks {
+        command.arg("--disk").arg(format!("{}{option}", disk.display()));
+    }
+    let mut ports = arguments.ports.clone();
+    if ports.is_empty() {
+        ports.push((qemu::free_port(8080)?, 80));
+    }
+    for (host, guest) in ports {
+        command.args(["--publish", &format!("{host}:{guest}")]);
+        if arguments.exec.is_none() {
+            eprintln!("janus: http://127.0.0.1:{host}/ reaches the guest's port {guest}");
+        }
+    }
+    let status = command.status().context("cannot start the VMM")?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    code.map(ExitCode::from).with_context(|| format!("the VMM failed ({status})"))
 }
 
 /// Runs to the end without a person; the console goes to standard output, the guest's code is the answer.
