@@ -156,7 +156,8 @@ pub(super) fn page_tables(input: &[u8]) {
         let mut words = [0u64; 6];
         match kind {
             0..=2 => {
-                [words[0], words[1]] = [one << 12 | index * 8 | u64::from(kind), two << 12 | bits]
+                [words[0], words[1]] =
+                    [(one << 12) | (index * 8) | u64::from(kind), (two << 12) | bits]
             }
             3 => [words[0], words[1], words[2]] = [u64::from(script.byte() % 21), one, two],
             // One extent, behind the structure.
@@ -170,19 +171,20 @@ pub(super) fn page_tables(input: &[u8]) {
             0..=2 => memory.mmu_update(0, engine, [arguments, 1, 0, OWN, 0, 0]),
             3 => memory.mmuext_op(0, engine, [arguments, 1, 0, OWN, 0, 0]),
             4 => {
-                let operation = [0, 1, 6, 11, 12][usize::from(script.byte()) % 5];
+                let operation =
+                    [0, 1, 6, 11].get(usize::from(script.byte()) % 5).copied().unwrap_or(12);
                 memory.memory_op(0, engine, [operation, arguments, 0, 0, 0, 0])
             }
             5 => memory.update_va_mapping(0, engine, [index << 12, one << 12 | bits, 0, 0, 0, 0]),
             6 => {
-                let error = [4, 6, 0x14][usize::from(script.byte()) % 3];
+                let error = [4, 6].get(usize::from(script.byte()) % 3).copied().unwrap_or(0x14);
                 let fault = Fault { vector: 14, error, address: index << 12 };
                 memory.fault(0, engine, &fault);
                 Ok(0)
             }
             _ => memory.update_descriptor(
                 engine,
-                [one << 12 | index * 8, two << 32 | bits << 40, 0, 0, 0, 0],
+                [(one << 12) | (index * 8), (two << 32) | (bits << 40), 0, 0, 0, 0],
             ),
         };
     }
