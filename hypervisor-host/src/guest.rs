@@ -96,11 +96,12 @@ impl fmt::Display for GuestError {
             Self::File(file, error) => write!(f, "{}: {error}", file.display()),
             Self::InUse(file, read_only) => {
                 let other = if *read_only { "written" } else { "used" };
+                let who = match crate::storage::holders(file).first() {
+                    Some(process) => format!("another guest (process {process})"),
+                    None => "another guest".into(),
+                };
                 let file = file.display();
-                write!(
-                    f,
-                    "{file}: the disk is {other} by another guest; end that one, or copy the file"
-                )
+                write!(f, "{file}: the disk is {other} by {who}; end that one, or copy the file")
             }
             Self::Build(error) => error.fmt(f),
             Self::Domain(error) => write!(f, "the domain cannot be made: {error}"),

@@ -6,6 +6,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Bytes in a sector.
@@ -161,6 +162,28 @@ impl BlockBackend for MemoryDisk {
     }
 }
 
+/// Processes that hold a lock on a file, as far as the host tells.
+#[must_use]
+pub fn holders(path: &Path) -> Vec<u32> {
+    use std::os::unix::fs::MetadataExt as _;
+    let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    path.metadata().map_or_else(|_| Vec::new(), |file| holders_in(&locks, file.dev(), file.ino()))
+}
+
+/// The lines of `/proc/locks` about a file: `1: FLOCK ADVISORY WRITE 4711 fe:01:1234 0 EOF`.
+fn holders_in(locks: &str, device: u64, inode: u64) -> Vec<u32> {
+    let device = (rustix::fs::major(device), rustix::fs::minor(device));
+    let holder = |line: &str| {
+        let mut words = line.split_whitespace().skip(4);
+        let (pid, place) = (words.next()?.parse().ok()?, words.next()?);
+        let mut parts = place.split(':');
+        let mut number = || u32::from_str_radix(parts.next()?, 16).ok();
+        let same = (number()?, number()?) == device && parts.next()?.parse() == Ok(inode);
+        same.then_some(pid)
+    };
+    locks.lines().filter_map(holder).collect()
+}
+
 /// A disk in a file of the host.
 #[derive(Debug)]
 pub struct FileDisk {
@@ -313,6 +336,17 @@ impl<B: BlockBackend> BlockBackend for Snapshot<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_host_tells_who_holds_a_file() {
+        let locks = "1: FLOCK  ADVISORY  WRITE 4711 fe:01:1234 0 EOF\n\
+                     1: -> FLOCK  ADVISORY  WRITE 12 fe:01:1234 0 EOF\n\
+                     2: POSIX  ADVISORY  READ 8 fe:01:1235 0 EOF\nnonsense\n";
+        let device = rustix::fs::makedev(0xfe, 1);
+        assert_eq!(holders_in(locks, device, 1234), [4711]);
+        assert_eq!(holders_in(locks, device, 1235), [8]);
+        assert!(holders_in(locks, device, 1).is_empty());
+    }
 
     fn check(disk: &mut dyn BlockBackend) {
         assert_eq!(disk.sectors(), 100);
