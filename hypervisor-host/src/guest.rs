@@ -34,6 +34,26 @@ pub struct DiskFile {
     pub file: PathBuf,
     /// Who may write, and what becomes of it.
     pub writes: Writes,
+    /// Its number on the bus; `None`: the next `xvd`.
+    pub number: Option<u32>,
+}
+
+/// The number of a disk by its name (`xen-vbd-interface(7)`): `xvda`, `hdc`, `sdb`, or a plain number.
+#[must_use]
+pub fn disk_number(name: &str) -> Option<u32> {
+    if let Ok(number) = name.parse() {
+        return Some(number);
+    }
+    let (kind, letter) = name.split_at_checked(name.len().checked_sub(1)?)?;
+    let index = letter.bytes().next()?.checked_sub(b'a').filter(|index| *index < 26)?;
+    let index = u32::from(index);
+    match kind {
+        "xvd" if index < 16 => Some(FIRST_DISK + index * DISK_STEP),
+        "sd" if index < 16 => Some((8 << 8) + index * DISK_STEP),
+        "hd" if index < 2 => Some((3 << 8) + index * 64),
+        "hd" if index < 4 => Some((22 << 8) + (index - 2) * 64),
+        _ => None,
+    }
 }
 
 /// What becomes of what a guest writes to a disk.
@@ -66,7 +86,18 @@ pub struct Description {
     /// Its disks: `xvda`, `xvdb`, ...
     pub disks: Vec<DiskFile>,
     /// Its cards, each on a network of its own.
-    pub networks: Vec<NetConfig>,
+    pub networks: Vec<NetworkKind>,
+    /// Where its xenstore is served to the host's own tools.
+    pub store_socket: Option<PathBuf>,
+}
+
+/// What a card is plugged into.
+#[derive(Clone, Debug)]
+pub enum NetworkKind {
+    /// A network that needs no rights on the host.
+    User(NetConfig),
+    /// A TAP interface of the host.
+    Tap(String),
 }
 
 /// A guest cannot be started.
@@ -221,14 +252,25 @@ impl Guest {
             rings: (built.console.0, built.store.0),
         };
         let host = Host::new(&domain, &identity, output)?;
-        for (number, disk) in (FIRST_DISK..).step_by(DISK_STEP as usize).zip(disks?) {
-            host.plug_disk(number, disk)?;
+        if let Some(socket) = &description.store_socket {
+            host.listen_store(socket)?;
+        }
+        let numbers = (FIRST_DISK..).step_by(DISK_STEP as usize);
+        for ((number, disk), image) in numbers.zip(&description.disks).zip(disks?) {
+            host.plug_disk(disk.number.unwrap_or(number), image)?;
         }
         let mut networks = Vec::new();
-        for (handle, config) in (0..).zip(&description.networks) {
+        for (handle, network) in (0u32..).zip(&description.networks) {
             let [a, b, c, ..] = setup.uuid;
             // Xen's own prefix.
-            let mac = [0x00, 0x16, 0x3e, a & 0x7f, b, c];
+            let mac = [0x00, 0x16, 0x3e, a & 0x7f, b, c.wrapping_add(handle.to_le_bytes()[0])];
+            let config = match network {
+                NetworkKind::User(config) => config,
+                NetworkKind::Tap(name) => {
+                    host.plug_tap(handle, mac, name)?;
+                    continue;
+                }
+            };
             host.plug_card(handle, mac, |bell| {
                 let (network, backend) =
                     UserNet::start(config.clone(), Arc::new(move || bell.ring()))?;
@@ -264,5 +306,28 @@ impl Drop for Guest {
     fn drop(&mut self) {
         self.domain.destroy();
         let _ = self.domain.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_have_the_numbers_that_their_names_say() {
+        for (name, number) in [
+            ("xvda", 51712),
+            ("xvdb", 51728),
+            ("hda", 768),
+            ("hdb", 832),
+            ("hdd", 5696),
+            ("sdb", 2064),
+            ("51760", 51760),
+        ] {
+            assert_eq!(disk_number(name), Some(number), "{name}");
+        }
+        for name in ["", "a", "xvd", "xvdA", "xvdz", "hde", "fda", "xvdaa", "-1"] {
+            assert_eq!(disk_number(name), None, "{name}");
+        }
     }
 }

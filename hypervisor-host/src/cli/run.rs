@@ -10,7 +10,7 @@ use clap::Args;
 use janus_proto::abi::xen::sched::ShutdownReason;
 
 use super::{crash, terminal};
-use crate::guest::{Description, DiskFile, Guest, GuestError, Writes};
+use crate::guest::{Description, DiskFile, Guest, GuestError, NetworkKind, Writes, disk_number};
 use crate::pv::domain::{EndReason, Ended};
 use crate::usernet::{Config, Publish};
 
@@ -33,18 +33,21 @@ pub(super) struct RunArguments {
     #[arg(value_name = "IMAGE")]
     image: PathBuf,
     /// A raw disk image; with `,ro` the guest may only read it, with `,snapshot` what it writes is forgotten. May be
-    /// repeated: xvda, xvdb, ...
-    #[arg(long, value_name = "FILE[,ro|,snapshot]", value_parser = disk)]
+    /// repeated: xvda, xvdb, ..., or as `,vdev=hda` says.
+    #[arg(long, value_name = "FILE[,ro|,snapshot][,vdev=NAME]", value_parser = disk)]
     disk: Vec<DiskFile>,
-    /// A network card: `user` needs no rights on the host. May be repeated.
-    #[arg(long, value_name = "user", value_parser = ["user"])]
-    net: Vec<String>,
+    /// A network card: `user` needs no rights on the host, `tap:NAME` is an interface of the host. May be repeated.
+    #[arg(long, value_name = "user|tap:NAME", value_parser = network)]
+    net: Vec<NetworkKind>,
     /// A port of this machine that leads into the guest, on the first card (implies `--net user`). May be repeated.
     #[arg(short = 'p', long = "publish", value_name = "[ADDRESS:]PORT:GUESTPORT[/udp]")]
     publish: Vec<Publish>,
     /// Memory, in MiB unless K, M or G follows.
     #[arg(short, long, default_value = "256M", value_parser = mebibytes)]
     memory: u64,
+    /// Serves the guest's xenstore on this socket: `XENSTORED_PATH=SOCKET xenstore-ls -s`.
+    #[arg(long, value_name = "SOCKET")]
+    xenstore: Option<PathBuf>,
     /// Virtual CPUs.
     #[arg(long, default_value_t = 1)]
     cpus: usize,
@@ -74,16 +77,33 @@ pub(super) struct RunArguments {
 fn disk(text: &str) -> Result<DiskFile, String> {
     let mut parts = text.split(',');
     let file = parts.next().filter(|file| !file.is_empty()).ok_or("no file")?;
-    let mut disk = DiskFile { file: file.into(), writes: Writes::Kept };
+    let mut disk = DiskFile { file: file.into(), writes: Writes::Kept, number: None };
     for option in parts {
-        disk.writes = match option {
-            "rw" => Writes::Kept,
-            "snapshot" => Writes::Forgotten,
-            "ro" => Writes::Refused,
-            _ => return Err(format!("`{option}` is not an option of a disk: rw, ro, snapshot")),
+        match (option, option.strip_prefix("vdev=")) {
+            ("rw", _) => disk.writes = Writes::Kept,
+            ("snapshot", _) => disk.writes = Writes::Forgotten,
+            ("ro", _) => disk.writes = Writes::Refused,
+            (_, Some(name)) => {
+                let number = disk_number(name);
+                let wrong = || format!("`{name}` names no disk: xvda, hda, sda, or a number");
+                disk.number = Some(number.ok_or_else(wrong)?);
+            }
+            _ => {
+                return Err(format!(
+                    "`{option}` is not an option of a disk: rw, ro, snapshot, vdev=NAME"
+                ));
+            }
         }
     }
     Ok(disk)
+}
+
+fn network(text: &str) -> Result<NetworkKind, String> {
+    match text.split_once(':') {
+        None if text == "user" => Ok(NetworkKind::User(Config::default())),
+        Some(("tap", name)) if !name.is_empty() => Ok(NetworkKind::Tap(name.to_owned())),
+        _ => Err(format!("`{text}` is not a network: user, or tap:NAME")),
+    }
 }
 
 fn mebibytes(text: &str) -> Result<u64, String> {
@@ -193,10 +213,15 @@ fn describe(arguments: &RunArguments) -> Result<Description, String> {
     if let Some(commands) = &arguments.exec {
         command_line = format!("{command_line} {}", exec_words(commands)?);
     }
-    let cards = arguments.net.len().max(usize::from(!arguments.publish.is_empty()));
-    let mut networks = vec![Config::default(); cards];
-    if let Some(first) = networks.first_mut() {
-        first.publish.clone_from(&arguments.publish);
+    let mut networks = arguments.net.clone();
+    if !arguments.publish.is_empty() {
+        let user = |network: &&mut NetworkKind| matches!(network, NetworkKind::User(_));
+        if networks.iter_mut().find(user).is_none() {
+            networks.push(NetworkKind::User(Config::default()));
+        }
+        if let Some(NetworkKind::User(config)) = networks.iter_mut().find(user) {
+            config.publish.clone_from(&arguments.publish);
+        }
     }
     Ok(Description {
         name: arguments.name.clone(),
@@ -207,6 +232,7 @@ fn describe(arguments: &RunArguments) -> Result<Description, String> {
         vcpus: arguments.cpus,
         disks: arguments.disk.clone(),
         networks,
+        store_socket: arguments.xenstore.clone(),
     })
 }
 
@@ -330,8 +356,15 @@ mod tests {
 
     #[test]
     fn disks_are_files_with_options() {
-        assert_eq!(disk("a,ro"), Ok(DiskFile { file: "a".into(), writes: Writes::Refused }));
-        assert!(disk("").is_err() && disk("a,rx").is_err());
+        assert_eq!(
+            disk("a,ro"),
+            Ok(DiskFile { file: "a".into(), writes: Writes::Refused, number: None })
+        );
+        let hda = disk("a,vdev=hda,snapshot").unwrap();
+        assert_eq!((hda.number, hda.writes), (Some(768), Writes::Forgotten));
+        assert!(disk("").is_err() && disk("a,rx").is_err() && disk("a,vdev=q").is_err());
+        assert!(network("user").is_ok() && network("tap:t0").is_ok());
+        assert!(network("tap:").is_err() && network("bridge").is_err());
     }
 
     #[test]
