@@ -58,6 +58,15 @@ pub(crate) const CLOUD: &[Need] = &[
 pub(crate) const HEADERS: &[Need] =
     &[need("/usr/include/xen/xen.h", "libxen-dev"), need("cc", "gcc"), need("make", "make")];
 
+/// What people make disk images with: the file systems' tests read what these write.
+pub(crate) const FILE_SYSTEMS: &[Need] = &[
+    need("mke2fs", "e2fsprogs"),
+    need("mkfs.vfat", "dosfstools"),
+    need("mcopy", "mtools"),
+    need("tar", "tar"),
+    need("cpio", "cpio"),
+];
+
 /// Debian's own Rust, for a machine that reaches no Rust toolchain server.
 pub(crate) const RUST_WEB: &[&str] = &["rustc-web", "cargo-web", "rust-web-src"];
 

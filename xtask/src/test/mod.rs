@@ -82,6 +82,7 @@ pub(crate) fn ci() -> Result<ExitCode> {
         packages::GRUB,
         packages::CLOUD,
         packages::HEADERS,
+        packages::FILE_SYSTEMS,
     ])?;
     let arguments = TestArguments::default();
     host::source_rules(&results);
@@ -99,7 +100,10 @@ fn levels(arguments: &TestArguments, results: &Results, seed: u64) -> Result<()>
     };
     for level in chosen {
         match level {
-            Level::Host => host::unit_tests(results, seed),
+            Level::Host => {
+                packages::ensure(&[packages::FILE_SYSTEMS])?;
+                host::unit_tests(results, seed);
+            }
             Level::Loom => host::loom(results),
             Level::Miri => host::miri(results),
             Level::Abi => host::abi(results),
