@@ -1,7 +1,11 @@
 //! The command line `janus`.
 
 mod crash;
+mod describe;
+mod options;
+mod outcome;
 mod run;
+mod tail;
 mod terminal;
 
 use std::process::ExitCode;
@@ -18,7 +22,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Run(run::RunArguments),
+    Run(options::RunArguments),
 }
 
 /// What the exit codes mean.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::run::Tail;
+use super::tail::Tail;
 use crate::pv::domain::Ended;
 use crate::pv::mm::space::SharedMemory;
 use crate::pv::report::{CpuReport, Deed};

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal as _, Read as _};
 
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
-use super::run::Cut;
+use super::outcome::Cut;
 use crate::host::Console;
 
 /// Ctrl-].
