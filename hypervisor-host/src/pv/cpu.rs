@@ -80,6 +80,8 @@ pub(crate) struct Cpu {
     pub(crate) vectors: Vectors,
     /// `vcpu_op` and friends: I/O privilege level, 0 to 3.
     pub(crate) iopl: u8,
+    /// Address and length of the I/O bitmap: a clear bit lets the guest's user mode use that port.
+    pub(crate) io_bitmap: (u64, u32),
     /// The shadow of CR0.TS.
     pub(crate) task_switched: bool,
     /// The guest's CR4, as far as it may have one.
@@ -109,6 +111,7 @@ impl Cpu {
             },
             vectors: Vectors::default(),
             iopl: 0,
+            io_bitmap: (0, 0),
             task_switched: false,
             cr4: 0,
             deeds: Deeds { ring: [None; DEEDS], next: 0 },

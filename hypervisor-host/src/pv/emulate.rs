@@ -4,6 +4,7 @@
 //! forced-emulation prefix `ud2; "xen"` of CPUID.
 
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
+use janus_proto::abi::xen::VmAssist;
 use janus_proto::abi::xen::trap::{FLAT_RING3_CS64, FLAT_RING3_SS64};
 
 use super::cpu::Cpu;
@@ -19,6 +20,8 @@ const LONGEST: usize = 15;
 const FORCED_CPUID: [u8; 7] = [0x0f, 0x0b, b'x', b'e', b'n', 0x0f, 0xa2];
 /// Of an error code: the selector is a vector, in the virtual IDT.
 const ERROR_IDT: u32 = 2;
+/// The error code of `int 0x80`, by which the engine also tells of a `sysenter`: that leaves nothing of where it was.
+const INT_80: u32 = 0x80 << 3 | ERROR_IDT;
 /// CR0 as a guest sees it: PE, MP, ET, NE, WP, AM, PG.
 const CR0: u64 = 0x8005_0033;
 const CR0_TS: u64 = 1 << 3;
@@ -62,7 +65,13 @@ pub(super) fn decode(cpu: &Cpu) -> Option<Instruction> {
 
 /// A #GP: emulates, or delivers it.
 pub(crate) fn general_protection(cpu: &mut Cpu, fault: Fault) -> Result<(), Cause> {
-    let outcome = match decode(cpu) {
+    let instruction = decode(cpu);
+    if fault.error == INT_80 && instruction.is_none_or(|found| found.mnemonic() != Mnemonic::Int) {
+        // Linux takes the stack pointer from rbp, and rbp from that stack (`do_SYSENTER_32`).
+        cpu.state.registers.rbp = cpu.state.registers.rsp;
+        return traps::sysenter(cpu);
+    }
+    let outcome = match instruction {
         Some(instruction) if fault.error & 3 == ERROR_IDT => {
             let vector = u8::try_from(fault.error >> 3 & 0xff).unwrap_or(0);
             let length = instruction.len() as u64;
@@ -112,6 +121,7 @@ fn emulate(cpu: &mut Cpu, instruction: &Instruction) -> Outcome {
             do_cpuid(cpu);
             Some(Outcome::Next)
         }
+        Mnemonic::Cli | Mnemonic::Sti | Mnemonic::In | Mnemonic::Out => ports(cpu, instruction),
         _ if !cpu.state.kernel_mode => None,
         _ => privileged(cpu, instruction).or_else(|| selectors(cpu, instruction)),
     };
@@ -122,11 +132,55 @@ fn emulate(cpu: &mut Cpu, instruction: &Instruction) -> Outcome {
     outcome
 }
 
-/// Whether ports and the interrupt flag are the kernel's own affair (`iopl_ok`).
+/// Whether ports and the interrupt flag are this mode's own affair (`iopl_ok`).
 fn iopl_allows(cpu: &Cpu) -> bool {
-    let ring =
-        if cpu.domain.assists(janus_proto::abi::xen::VmAssist::ARCHITECTURAL_IOPL) { 0 } else { 1 };
+    let ring = match (cpu.state.kernel_mode, cpu.domain.assists(VmAssist::ARCHITECTURAL_IOPL)) {
+        (false, _) => 3,
+        (true, true) => 0,
+        (true, false) => 1,
+    };
     ring <= cpu.iopl
+}
+
+/// Whether the guest's own bitmap lets this mode use `size` ports from `port` on (`guest_io_okay`).
+fn bitmap_allows(cpu: &mut Cpu, port: u16, size: usize) -> bool {
+    let (bitmap, ports) = cpu.io_bitmap;
+    if usize::from(port) + size > ports as usize {
+        return false;
+    }
+    // The bitmap is in the kernel's address space. What is not there forbids.
+    let user = !cpu.state.kernel_mode;
+    if user && !cpu.domain.space.switch_mode(cpu.index, &mut *cpu.engine, false) {
+        return false;
+    }
+    let at = bitmap.wrapping_add(u64::from(port >> 3));
+    let byte = |at| cpu.read::<u8>(at).unwrap_or(u8::MAX);
+    let bits = u16::from_le_bytes([byte(at), byte(at.wrapping_add(1))]);
+    let allowed = bits & (((1 << size) - 1) << (port & 7)) == 0;
+    let back = !user || cpu.domain.space.switch_mode(cpu.index, &mut *cpu.engine, true);
+    back && allowed
+}
+
+/// What the I/O privilege level decides about: in either mode.
+fn ports(cpu: &mut Cpu, instruction: &Instruction) -> Option<Outcome> {
+    let (data, port) = match instruction.mnemonic() {
+        // The flag itself does nothing: events are masked in `vcpu_info`.
+        Mnemonic::Cli | Mnemonic::Sti => {
+            return iopl_allows(cpu).then_some(Outcome::Next);
+        }
+        Mnemonic::In => (instruction.op0_register(), 1),
+        _ => (instruction.op1_register(), 0),
+    };
+    let port = u16::try_from(operand::value(cpu, instruction, port, 2)?).ok()?;
+    if !iopl_allows(cpu) && !bitmap_allows(cpu, port, data.size()) {
+        return None;
+    }
+    if instruction.mnemonic() == Mnemonic::In {
+        // Nothing answers.
+        let ones = u64::MAX >> (64 - data.size() * 8);
+        operand::set_register(cpu, data, ones)?;
+    }
+    Some(Outcome::Next)
 }
 
 fn privileged(cpu: &mut Cpu, instruction: &Instruction) -> Option<Outcome> {
@@ -137,8 +191,6 @@ fn privileged(cpu: &mut Cpu, instruction: &Instruction) -> Option<Outcome> {
             sched::halt(cpu);
             return Some(Outcome::Jumped);
         }
-        // The flag itself does nothing: events are masked in `vcpu_info`.
-        Mnemonic::Cli | Mnemonic::Sti if iopl_allows(cpu) => {}
         Mnemonic::Clts => cpu.task_switched = false,
         // What the tables do not say is not mapped at any time, and caches are coherent.
         Mnemonic::Invlpg | Mnemonic::Wbinvd | Mnemonic::Invd => {}
@@ -163,16 +215,6 @@ fn privileged(cpu: &mut Cpu, instruction: &Instruction) -> Option<Outcome> {
                 return None;
             }
         }
-        Mnemonic::In if iopl_allows(cpu) => {
-            // Nothing answers.
-            let ones = match instruction.op0_register() {
-                Register::AL => 0xff,
-                Register::AX => 0xffff,
-                _ => 0xffff_ffff,
-            };
-            operand::set_register(cpu, instruction.op0_register(), ones)?;
-        }
-        Mnemonic::Out if iopl_allows(cpu) => {}
         Mnemonic::Mov => return move_special(cpu, instruction),
         Mnemonic::Lmsw => return None,
         _ => return None,

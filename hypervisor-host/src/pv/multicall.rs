@@ -39,10 +39,7 @@ fn run(cpu: &mut Cpu, list: u64, count: u32) -> Answer {
         let value = match dispatch(cpu, number, entry.args) {
             Answer::Value(value) => value,
             // A return ends the list: what comes behind it is no business of where it went (XSA-213).
-            Answer::Done => {
-                cpu.state.registers.rax = 0;
-                return Answer::Done;
-            }
+            Answer::Done => return Answer::Done,
             other => return other,
         };
         if let Err(error) =

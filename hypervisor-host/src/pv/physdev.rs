@@ -22,10 +22,14 @@ pub(crate) fn physdev_op(cpu: &mut Cpu, [op, argument, ..]: [u64; 6]) -> Answer 
             cpu.iopl = iopl.ok_or(Errno::EINVAL)?;
             Ok(0)
         }),
-        // No port can be reached whatever the bitmap says.
-        PhysdevOp::SET_IOBITMAP => cpu
-            .read::<SetIobitmap>(argument)
-            .and_then(|set| if set.nr_ports > PORTS { Err(Errno::EINVAL) } else { Ok(0) }),
+        // Nothing is behind any port, whatever the bitmap says: but who may look is the guest's to decide.
+        PhysdevOp::SET_IOBITMAP => cpu.read::<SetIobitmap>(argument).and_then(|set| {
+            if set.nr_ports > PORTS {
+                return Err(Errno::EINVAL);
+            }
+            cpu.io_bitmap = (set.bitmap, set.nr_ports);
+            Ok(0)
+        }),
         // The domain has no interrupts.
         PhysdevOp::EOI | PhysdevOp(IRQ_STATUS_QUERY) => Err(Errno::EINVAL),
         PhysdevOp(PIRQ_EOI_GMFN_V1 | PIRQ_EOI_GMFN_V2) => Err(Errno::ENOSYS),

@@ -44,29 +44,40 @@ pub(crate) fn fpu_taskswitch(cpu: &mut Cpu, [set, ..]: [u64; 6]) -> Answer {
     Answer::ok(0)
 }
 
-/// Bits of DR7 that must be clear, and those that are always set.
+/// Debugging extensions: breakpoints of I/O, and no other names for DR6 and DR7.
+const CR4_DE: u64 = 1 << 3;
+/// Bits of DR7 that are always clear, and those that are always set.
 const DR7_ZERO: u64 = 0xd800;
 const DR7_ONE: u64 = 0x400;
+/// Of DR7: a guest may not watch the registers themselves.
+const DR7_GENERAL_DETECT: u64 = 1 << 13;
+/// Of DR7: the local and global switches of the four breakpoints.
+const DR7_ACTIVE: u64 = 0xff;
 
-/// Keeps a debug register.
+/// Keeps a debug register (`set_debugreg` of `xen/arch/x86/pv/misc-hypercalls.c`).
 ///
 /// # Errors
-/// Not that value, or no such register.
+/// `ENODEV`: no such register; `EINVAL`: reserved bits; `EPERM`: not for a guest.
 pub(crate) fn write_debug(cpu: &mut Cpu, index: usize, value: u64) -> Result<(), Errno> {
-    // CR4.DE is clear: 4 and 5 are other names of 6 and 7.
-    let (index, value) = match index {
-        0..=3 if is_guests(value) || value < 1 << 47 => (index, value),
-        0..=3 => return Err(Errno::EPERM),
-        4 | 6 if value >> 32 == 0 => (6, (value & 0xffff_efff) | 0xffff_0ff0),
-        5 | 7 if value >> 32 == 0 => {
-            // An I/O breakpoint (type 2) without CR4.DE means nothing, and is refused by Xen.
+    let extensions = cpu.cr4 & CR4_DE != 0;
+    let (index, value) = match (index, value) {
+        (0..=3, value) if is_guests(value) => (index, value),
+        (0..=3, _) => return Err(Errno::EPERM),
+        (4 | 5, _) if extensions => return Err(Errno::ENODEV),
+        (4..=7, 0x1_0000_0000..) => return Err(Errno::EINVAL),
+        // Without CR4.DE 4 and 5 are other names of 6 and 7.
+        (4 | 6, value) => (6, (value & 0xffff_efff) | 0xffff_0ff0),
+        (5 | 7, value) => {
+            if value & DR7_GENERAL_DETECT != 0 {
+                return Err(Errno::EPERM);
+            }
+            // A breakpoint of I/O (type 2) means nothing without CR4.DE.
             let io = (0..4).any(|slot| value >> (16 + slot * 4) & 3 == 2);
-            if io {
+            if value & DR7_ACTIVE != 0 && io && !extensions {
                 return Err(Errno::EPERM);
             }
             (7, (value & !DR7_ZERO) | DR7_ONE)
         }
-        4..=7 => return Err(Errno::EPERM),
         _ => return Err(Errno::ENODEV),
     };
     let place = cpu.state.debug.get_mut(index).ok_or(Errno::ENODEV)?;
@@ -77,6 +88,7 @@ pub(crate) fn write_debug(cpu: &mut Cpu, index: usize, value: u64) -> Result<(),
 /// Reads one; `None`: no such register.
 pub(crate) fn read_debug(cpu: &Cpu, index: usize) -> Option<u64> {
     let index = match index {
+        4 | 5 if cpu.cr4 & CR4_DE != 0 => return None,
         4 => 6,
         5 => 7,
         other => other,
@@ -91,7 +103,7 @@ pub(crate) fn set_debugreg(cpu: &mut Cpu, [index, value, ..]: [u64; 6]) -> Answe
 
 pub(crate) fn get_debugreg(cpu: &mut Cpu, [index, ..]: [u64; 6]) -> Answer {
     let index = low32(index) as usize;
-    Answer::from(read_debug(cpu, index).ok_or(Errno::EINVAL))
+    Answer::from(read_debug(cpu, index).ok_or(Errno::ENODEV))
 }
 
 pub(crate) fn vm_assist(cpu: &mut Cpu, [command, kind, ..]: [u64; 6]) -> Answer {

@@ -28,6 +28,8 @@ const PFEC_USER: u32 = 1 << 2;
 pub(crate) const PAGE_FAULT: u8 = 14;
 pub(crate) const GENERAL_PROTECTION: u8 = 13;
 pub(crate) const INVALID_OPCODE: u8 = 6;
+/// No code segment, of ring 3.
+const NULL_CS: u16 = 3;
 /// [`TrapInfo::flags`]: least privilege, and whether events are masked on entry.
 const TI_DPL: u8 = 3;
 const TI_IF: u8 = 1 << 2;
@@ -77,6 +79,12 @@ impl Vectors {
         if let Some(place) = self.traps.get_mut(usize::from(info.vector)) {
             *place = info;
         }
+    }
+
+    /// Sets the entry of `sysenter`.
+    #[cfg(test)]
+    pub(crate) fn set_sysenter(&mut self, address: u64) {
+        self.sysenter.address = address;
     }
 
     pub(crate) fn clear_traps(&mut self) {
@@ -281,6 +289,20 @@ pub(crate) fn user_syscall(cpu: &mut Cpu) -> Result<(), Cause> {
     }
     // As the instruction leaves them.
     (registers.rcx, registers.r11) = (registers.rip, registers.rflags);
+    let without = Cause::NoEventCallback;
+    create_frame(cpu, &Bounce { entry: address, error: None, mask, without })
+}
+
+/// A `sysenter`, which loses where it came from: to the guest's entry for it, or a #GP, from address 0
+/// (`sysenter_entry` of `xen/arch/x86/x86_64/entry.S`).
+pub(crate) fn sysenter(cpu: &mut Cpu) -> Result<(), Cause> {
+    let Entry { address, mask } = cpu.vectors.sysenter;
+    let state = &mut cpu.state;
+    (state.registers.rip, state.registers.rsp) = (0, 0);
+    (state.cs, state.ss) = (NULL_CS, FLAT_RING3_SS64);
+    if address == 0 {
+        return inject(cpu, Fault { vector: GENERAL_PROTECTION, error: 0, address: 0 });
+    }
     let without = Cause::NoEventCallback;
     create_frame(cpu, &Bounce { entry: address, error: None, mask, without })
 }

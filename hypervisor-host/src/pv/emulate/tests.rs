@@ -80,6 +80,71 @@ fn the_interrupt_flag_and_ports_need_the_privilege() {
         assert!(run(&mut cpu, code));
     }
     assert_eq!(cpu.state.registers.rax & 0xff, 0xff);
+    // User mode is ring 3, whatever the assist makes of the kernel.
+    cpu.state.kernel_stack = 0x9000;
+    for (iopl, assist, kernel, allowed) in [
+        (1, false, false, false),
+        (3, false, false, true),
+        (3, true, false, true),
+        (2, true, false, false),
+        (0, true, true, true),
+    ] {
+        cpu.domain.set_assist(VmAssist::ARCHITECTURAL_IOPL, assist);
+        (cpu.iopl, cpu.state.kernel_mode) = (iopl, kernel);
+        assert_eq!(run(&mut cpu, &[0xee]), allowed, "{iopl} {assist} {kernel}");
+    }
+}
+
+#[test]
+fn ports_in_the_guests_bitmap_are_for_its_user_mode() {
+    let (mut cpu, _) = cpu();
+    cpu.state.kernel_stack = 0x9000;
+    // Ports 0x10 and 0x11.
+    put(&cpu, 0x6000, &[0xff, 0xff, 0xfc, 0xff]);
+    cpu.io_bitmap = (0x6000, 0x18);
+    // in %dx, %al and %ax and %eax
+    for (code, port, allowed) in [
+        (&[0xec][..], 0x10, true),
+        (&[0xec], 0x12, false),
+        (&[0x66, 0xed], 0x10, true),
+        (&[0x66, 0xed], 0x11, false),
+        (&[0xed], 0x10, false),
+        (&[0xec], 0x17, false),
+        (&[0xec], 0xffff, false),
+    ] {
+        cpu.state.kernel_mode = false;
+        cpu.state.registers.rdx = port;
+        assert_eq!(run(&mut cpu, code), allowed, "{port:#x}");
+    }
+    // Of a bitmap that is not there nothing is allowed.
+    cpu.io_bitmap = (0, 0x18);
+    cpu.state.kernel_mode = false;
+    cpu.state.registers.rdx = 0x10;
+    assert!(!run(&mut cpu, &[0xec]));
+}
+
+#[test]
+fn sysenter_goes_to_its_entry_and_forgets_where_it_was() {
+    let (mut cpu, _) = cpu();
+    let fault = Fault { error: INT_80, ..GP };
+    for (entry, frame) in [(0x7000, 0), (0, 8)] {
+        cpu.vectors.set_trap(janus_proto::abi::xen::trap::TrapInfo {
+            vector: 13,
+            flags: 0,
+            cs: 0,
+            pad0: [0; 4],
+            address: 0x7100,
+        });
+        cpu.vectors.set_sysenter(entry);
+        cpu.state.kernel_mode = false;
+        cpu.state.kernel_stack = 0x9000;
+        // Where the host's kernel leaves a process, which is nowhere of the guest's.
+        cpu.state.registers.rip = 0x7f00_0000_0000;
+        general_protection(&mut cpu, fault).unwrap();
+        assert_eq!(cpu.state.registers.rip, if entry == 0 { 0x7100 } else { entry });
+        let pushed: [u64; 5] = cpu.read(cpu.state.registers.rsp + 16 + frame).unwrap();
+        assert_eq!((pushed[0], pushed[1] & 0xffff, pushed[3], pushed[4]), (0, 3, 0, 0xe02b));
+    }
 }
 
 #[test]

@@ -67,7 +67,7 @@ fn a_multicall_answers_each_and_does_not_nest() {
     );
     let answer = dispatch(&mut cpu, Hypercall::MULTICALL, [SCRATCH, 2, 0, 0, 0, 0]);
     assert!(matches!(answer, Answer::Done) && cpu.state.kernel_stack == 0x7000);
-    assert_eq!((cpu.state.registers.rip, cpu.state.registers.rax), (0x2222, 0));
+    assert_eq!((cpu.state.registers.rip, cpu.state.registers.rax), (0x2222, 5));
 }
 
 #[test]
@@ -106,9 +106,13 @@ fn bases_stacks_debug_registers_and_assists_are_checked() {
     assert_eq!(call(&mut cpu, Hypercall::SET_DEBUGREG, &[0, 0x1234]), 0);
     assert_eq!(call(&mut cpu, Hypercall::GET_DEBUGREG, &[0]), 0x1234);
     assert_eq!(call(&mut cpu, Hypercall::SET_DEBUGREG, &[1, 0xffff_8000_0000_0000]), -1);
-    assert_eq!(call(&mut cpu, Hypercall::SET_DEBUGREG, &[7, 1 << 40]), -1);
+    assert_eq!(call(&mut cpu, Hypercall::SET_DEBUGREG, &[7, 1 << 40]), EINVAL);
+    assert_eq!(call(&mut cpu, Hypercall::SET_DEBUGREG, &[7, 1 << 13]), -1);
+    // A breakpoint of I/O, active or not.
+    assert_eq!(call(&mut cpu, Hypercall::SET_DEBUGREG, &[7, 0x2_0002]), -1);
+    assert_eq!(call(&mut cpu, Hypercall::SET_DEBUGREG, &[7, 0x2_0000]), 0);
     assert_eq!(call(&mut cpu, Hypercall::SET_DEBUGREG, &[8, 0]), -19);
-    assert_eq!(call(&mut cpu, Hypercall::GET_DEBUGREG, &[u64::MAX]), EINVAL);
+    assert_eq!(call(&mut cpu, Hypercall::GET_DEBUGREG, &[u64::MAX]), -19);
     assert_eq!(call(&mut cpu, Hypercall::VM_ASSIST, &[0, 4]), 0);
     assert!(cpu.domain.assists(VmAssist::ARCHITECTURAL_IOPL));
     for (command, kind) in [(0, 0), (0, 1), (0, 33), (0, u64::MAX)] {

@@ -202,8 +202,8 @@ impl Space for SharedMemory {
     }
 
     fn is_mapped(&self, frame: Mfn) -> bool {
-        // One use is Xen's own.
-        self.lock().kind(frame).is_some_and(|(_, uses)| uses > 1)
+        // One reference is Xen's own; a mapping that only reads has no use, but a reference.
+        self.lock().frame(frame).is_some_and(|frame| frame.references > 1)
     }
 
     fn roots(&self, vcpu: usize) -> (Option<Mfn>, Option<Mfn>) {
