@@ -3,7 +3,6 @@
 //! [`Blkback`] has the data path: requests are copied once, checked against the disk and the grants, and answered
 //! in order. Which nodes to write and read in xenstore is in [`nodes`](Blkback::offer) and [`Frontend`].
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use janus_proto::abi::xen_io::blkif::{
@@ -16,11 +15,13 @@ use janus_proto::grant::Access;
 use janus_proto::ring::{Back, RingError};
 use zerocopy::{FromZeros as _, IntoBytes as _, transmute};
 
-use crate::memory::{BadNode, FrontendNodes, GrantMapper, MapError, copy_in, copy_out};
+use crate::memory::{BadNode, FrontendNodes, GrantMapper, MapError, Piece, copy_out};
 use crate::storage::{BlockBackend, SECTOR};
 
 /// Pages kept mapped at most, as Linux's backend: more are mapped for each request.
 const PERSISTENT_MAX: usize = 1056;
+/// References beyond this are not kept; a guest's table has 64 frames of 512 (`max_grant_frames`).
+const PERSISTENT_REFERENCES: u32 = 64 * 512;
 /// Sectors in a page.
 const SECTORS_PER_PAGE: u8 = 8;
 
@@ -170,10 +171,42 @@ pub struct Blkback<G: GrantMapper, B> {
     /// The disk itself.
     pub disk: B,
     features: BlkbackFeatures,
-    persistent: Option<BTreeMap<GrantRef, G::Mapping>>,
+    kept: Kept<G::Mapping>,
     counters: BlkbackCounters,
-    /// The bytes of a request on their way.
-    scratch: Vec<u8>,
+    /// Pages of the request under way that are not kept.
+    own: Vec<G::Mapping>,
+}
+
+/// Pages that stay mapped, by their references.
+struct Kept<M> {
+    pages: Vec<Option<M>>,
+    /// How many more there may be.
+    room: usize,
+}
+
+impl<M> Kept<M> {
+    fn new(room: usize) -> Self {
+        Self { pages: Vec::new(), room }
+    }
+
+    fn get(&self, grant: GrantRef) -> Option<&M> {
+        self.pages.get(grant.0 as usize)?.as_ref()
+    }
+
+    fn has_room(&self, grant: GrantRef) -> bool {
+        self.room > 0 && grant.0 < PERSISTENT_REFERENCES
+    }
+
+    fn put(&mut self, grant: GrantRef, page: M) {
+        let index = grant.0 as usize;
+        if self.pages.len() <= index {
+            self.pages.resize_with(index + 1, || None);
+        }
+        if let Some(place) = self.pages.get_mut(index) {
+            *place = Some(page);
+            self.room = self.room.saturating_sub(1);
+        }
+    }
 }
 
 impl<G: GrantMapper, B: fmt::Debug> fmt::Debug for Blkback<G, B> {
@@ -237,10 +270,10 @@ impl<G: GrantMapper, B: BlockBackend> Blkback<G, B> {
             Ok(ring) => ring,
             Err(error) => return Err((error, disk)),
         };
-        let persistent = (features.persistent && frontend.persistent).then(BTreeMap::new);
-        let counters = BlkbackCounters::default();
-        let scratch = Vec::new();
-        Ok(Self { ring, mapper, disk, features, persistent, counters, scratch })
+        let persistent = features.persistent && frontend.persistent;
+        let kept = Kept::new(if persistent { PERSISTENT_MAX } else { 0 });
+        let (counters, own) = (BlkbackCounters::default(), Vec::new());
+        Ok(Self { ring, mapper, disk, features, kept, counters, own })
     }
 
     /// What went through so far.
@@ -366,56 +399,55 @@ impl<G: GrantMapper, B: BlockBackend> Blkback<G, B> {
         {
             return BlkifStatus::ERROR;
         }
+        if self.map(operation, segments).is_none() {
+            return BlkifStatus::ERROR;
+        }
         // One call of the medium for the whole request, however its pages are scattered.
-        let mut buf = std::mem::take(&mut self.scratch);
-        buf.resize(usize::try_from(sectors).unwrap_or(0) * SECTOR, 0);
-        let done = if write {
-            self.scatter(true, segments, &mut buf).is_some() && self.disk.write(start, &buf).is_ok()
-        } else {
-            self.disk.read(start, &mut buf).is_ok()
-                && self.scatter(false, segments, &mut buf).is_some()
+        let Self { kept, own, disk, .. } = self;
+        let mut fresh = own.iter();
+        let piece = |segment: &BlkifSegment| {
+            let page = kept.get(segment.gref).or_else(|| fresh.next())?;
+            let len = usize::try_from(length(segment)).ok()? * SECTOR;
+            Piece::new(page, usize::from(segment.first_sect) * SECTOR, len)
         };
-        self.scratch = buf;
+        let pieces: Option<Vec<Piece<'_>>> = segments.iter().map(piece).collect();
+        let done = pieces.is_some_and(|pieces| {
+            let done = match write {
+                true => disk.write_pieces(start, &pieces),
+                false => disk.read_pieces(start, &pieces),
+            };
+            done.is_ok()
+        });
+        // The grants end before the frontend hears that it may have its pages back.
+        own.clear();
         if done { BlkifStatus::OKAY } else { BlkifStatus::ERROR }
     }
 
-    /// Copies between the segments, one behind the other, and `buf`.
-    fn scatter(&mut self, write: bool, segments: &[BlkifSegment], buf: &mut [u8]) -> Option<()> {
-        let mut rest = buf;
+    /// Maps the pages of a request that are not kept; those that cannot be are in `own`, in order.
+    fn map(&mut self, operation: BlkifOp, segments: &[BlkifSegment]) -> Option<()> {
+        self.own.clear();
         for segment in segments {
-            let len = usize::try_from(length(segment)).ok()? * SECTOR;
-            let (part, later) = rest.split_at_mut_checked(len)?;
-            self.segment(write, segment, part)?;
-            rest = later;
+            if self.kept.get(segment.gref).is_some() {
+                continue;
+            }
+            // What is kept is for both directions, so that the next use may be the other one.
+            let keep = self.kept.has_room(segment.gref);
+            let access = if keep || operation == BlkifOp::READ {
+                Access::ReadWrite
+            } else {
+                Access::ReadOnly
+            };
+            let Ok(page) = self.mapper.map(&[segment.gref], access) else {
+                self.own.clear();
+                return None;
+            };
+            if keep {
+                self.kept.put(segment.gref, page);
+            } else {
+                self.own.push(page);
+            }
         }
         Some(())
-    }
-
-    fn segment(&mut self, write: bool, segment: &BlkifSegment, buf: &mut [u8]) -> Option<()> {
-        let offset = usize::from(segment.first_sect) * SECTOR;
-        let moved = |page: &G::Mapping, buf: &mut [u8]| match write {
-            true => copy_out(page, offset, buf),
-            false => copy_in(page, offset, buf),
-        };
-        let copied = match &mut self.persistent {
-            Some(kept) => match kept.get(&segment.gref) {
-                Some(page) => moved(page, buf),
-                None => {
-                    // Kept for both directions, so that the next use may be the other one.
-                    let page = self.mapper.map(&[segment.gref], Access::ReadWrite).ok()?;
-                    let copied = moved(&page, buf);
-                    if kept.len() < PERSISTENT_MAX {
-                        kept.insert(segment.gref, page);
-                    }
-                    copied
-                }
-            },
-            None => {
-                let access = if write { Access::ReadOnly } else { Access::ReadWrite };
-                moved(&self.mapper.map(&[segment.gref], access).ok()?, buf)
-            }
-        };
-        copied.then_some(())
     }
 
     fn discard(&mut self, request: &BlkifRequestDiscard) -> BlkifStatus {

@@ -1,7 +1,7 @@
 //! A guest from its description to its end: builds the domain, surrounds it, starts it.
 
 use std::fmt;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +17,8 @@ use crate::pv::builder::{self, BuildError};
 use crate::pv::domain::{Domain, Ended, Setup};
 use crate::pv::mm::Size;
 use crate::pv::mm::space::SharedMemory;
-use crate::storage::{FileDisk, Snapshot};
+pub use crate::storage::open::{DiskFile, Format, Writes};
+use crate::storage::open::{OpenError, open};
 use crate::usernet::{Config as NetConfig, StartError, UserNet};
 
 /// Frames of 4 KiB in a MiB.
@@ -26,17 +27,6 @@ const FRAMES_PER_MIB: u64 = 256;
 const FIRST_DISK: u32 = 51712;
 /// How a disk's number grows.
 const DISK_STEP: u32 = 16;
-
-/// A disk of a guest.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiskFile {
-    /// The image, in raw format.
-    pub file: PathBuf,
-    /// Who may write, and what becomes of it.
-    pub writes: Writes,
-    /// Its number on the bus; `None`: the next `xvd`.
-    pub number: Option<u32>,
-}
 
 /// The number of a disk by its name (`xen-vbd-interface(7)`): `xvda`, `hdc`, `sdb`, or a plain number.
 #[must_use]
@@ -54,18 +44,6 @@ pub fn disk_number(name: &str) -> Option<u32> {
         "hd" if index < 4 => Some((22 << 8) + (index - 2) * 64),
         _ => None,
     }
-}
-
-/// What becomes of what a guest writes to a disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Writes {
-    /// It goes into the image, which nobody else uses meanwhile.
-    #[default]
-    Kept,
-    /// It is forgotten at the end; others may read the image.
-    Forgotten,
-    /// It is refused.
-    Refused,
 }
 
 /// A guest to be made.
@@ -105,8 +83,8 @@ pub enum NetworkKind {
 pub enum GuestError {
     /// A file cannot be read.
     File(PathBuf, io::Error),
-    /// A disk is in use by another.
-    InUse(PathBuf, bool),
+    /// A disk cannot be had.
+    Disk(PathBuf, OpenError),
     /// The kernel cannot be built into a domain.
     Build(BuildError),
     /// The domain cannot be made.
@@ -125,15 +103,7 @@ impl fmt::Display for GuestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(file, error) => write!(f, "{}: {error}", file.display()),
-            Self::InUse(file, read_only) => {
-                let other = if *read_only { "written" } else { "used" };
-                let who = match crate::storage::holders(file).first() {
-                    Some(process) => format!("another guest (process {process})"),
-                    None => "another guest".into(),
-                };
-                let file = file.display();
-                write!(f, "{file}: the disk is {other} by {who}; end that one, or copy the file")
-            }
+            Self::Disk(file, error) => write!(f, "{}: {error}", file.display()),
             Self::Build(error) => error.fmt(f),
             Self::Domain(error) => write!(f, "the domain cannot be made: {error}"),
             Self::Host(error) => error.fmt(f),
@@ -164,26 +134,8 @@ pub struct Guest {
     networks: Vec<UserNet>,
 }
 
-/// Opens a disk for this guest alone, or for readers alone.
-fn open(disk: &DiskFile) -> Result<Image, GuestError> {
-    let failed = |error| GuestError::File(disk.file.clone(), error);
-    let shared = disk.writes != Writes::Kept;
-    let file = OpenOptions::new().read(true).write(!shared).open(&disk.file);
-    let file: File = file.map_err(failed)?;
-    let locked = if shared { file.try_lock_shared() } else { file.try_lock() };
-    match locked {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            return Err(GuestError::InUse(disk.file.clone(), shared));
-        }
-        Err(TryLockError::Error(error)) => return Err(failed(error)),
-    }
-    let image = FileDisk::new(file, shared).map_err(failed)?;
-    Ok(if disk.writes == Writes::Forgotten {
-        Box::new(Snapshot::new(image))
-    } else {
-        Box::new(image)
-    })
+fn image(disk: &DiskFile) -> Result<Image, GuestError> {
+    open(disk).map_err(|error| GuestError::Disk(disk.file.clone(), error))
 }
 
 /// A UUID that is as good as random: of this process and this moment.
@@ -215,7 +167,7 @@ impl Guest {
     pub fn start(description: &Description, output: Output) -> Result<Self, GuestError> {
         static LAST: AtomicU16 = AtomicU16::new(0);
         // Disks first: whether they can be had does not depend on the guest.
-        let disks: Result<Vec<_>, _> = description.disks.iter().map(open).collect();
+        let disks: Result<Vec<_>, _> = description.disks.iter().map(image).collect();
         let kernel = read(&description.kernel)?;
         let module = description.module.as_deref().map(read).transpose()?;
         let pages = description.memory_mib * FRAMES_PER_MIB;

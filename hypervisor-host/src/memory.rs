@@ -9,8 +9,9 @@ use janus_proto::grant::Access;
 use janus_proto::sync::AtomicU32;
 
 mod copy;
+pub(crate) mod guard;
 
-pub use copy::{copy_in, copy_out};
+pub use copy::{Piece, copy_in, copy_out};
 
 /// A grant could not be mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@ use janus_proto::ring::Front;
 use zerocopy::IntoBytes;
 
 use super::*;
+use crate::memory::copy_in;
 use crate::memory::fake::Pages;
 use crate::storage::MemoryDisk;
 
@@ -12,21 +13,28 @@ const SECTORS: usize = 64;
 /// Page 0 is the ring, 2 and 4 data, 5 data that the backend may only read, 6 segments.
 const DATA: GrantRef = GrantRef(2);
 
-struct World {
+struct World<B = MemoryDisk> {
     pages: Pages,
     front: Front<<Pages as GrantMapper>::Mapping, SLOT_WORDS>,
-    back: Blkback<Pages, MemoryDisk>,
+    back: Blkback<Pages, B>,
     next_id: u64,
 }
 
 impl World {
     fn new(features: BlkbackFeatures) -> Self {
-        let pages = Pages::new(8);
-        let front = Front::new(pages.page(0)).unwrap();
         let mut disk = MemoryDisk::new(SECTORS);
         disk.bytes.fill(0x11);
+        Self::with(disk, features)
+    }
+}
+
+impl<B: BlockBackend> World<B> {
+    fn with(disk: B, features: BlkbackFeatures) -> Self {
+        let pages = Pages::new(8);
+        let front = Front::new(pages.page(0)).unwrap();
         let frontend = Frontend { ring: vec![GrantRef(0)], port: Port(1), persistent: true };
-        let back = Blkback::connect(pages.clone(), disk, features, &frontend).unwrap();
+        let back = Blkback::connect(pages.clone(), disk, features, &frontend);
+        let back = back.map_err(|(error, _)| error).unwrap();
         Self { pages, front, back, next_id: 1 << 40 }
     }
 
@@ -194,6 +202,66 @@ fn flush_barrier_discard_and_unknown_operations() {
     for operation in [BlkifOp::FLUSH_DISKCACHE, BlkifOp::WRITE_BARRIER, BlkifOp::DISCARD] {
         let request = world.request(operation, &[]);
         assert_eq!(world.send(&request), BlkifStatus::EOPNOTSUPP, "{operation:?}");
+    }
+}
+
+/// A medium that fails for one sector.
+struct Failing(MemoryDisk, u64);
+
+impl BlockBackend for Failing {
+    fn sectors(&self) -> u64 {
+        self.0.sectors()
+    }
+    fn is_read_only(&self) -> bool {
+        false
+    }
+    fn read(&mut self, sector: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        let range = sector..sector + (buf.len() / SECTOR) as u64;
+        if range.contains(&self.1) {
+            Err(std::io::ErrorKind::Other.into())
+        } else {
+            self.0.read(sector, buf)
+        }
+    }
+    fn write(&mut self, sector: u64, bytes: &[u8]) -> std::io::Result<()> {
+        let range = sector..sector + (bytes.len() / SECTOR) as u64;
+        if range.contains(&self.1) {
+            return Err(std::io::ErrorKind::StorageFull.into());
+        }
+        self.0.write(sector, bytes)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Other.into())
+    }
+    fn discard(&mut self, _sector: u64, _sectors: u64) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Other.into())
+    }
+}
+
+#[test]
+fn a_medium_that_fails_is_an_error_for_the_guest() {
+    for persistent in [false, true] {
+        let mut world = World::with(
+            Failing(MemoryDisk::new(SECTORS), 20),
+            BlkbackFeatures { persistent, ..BlkbackFeatures::default() },
+        );
+        for operation in [BlkifOp::READ, BlkifOp::WRITE] {
+            for (sector, status) in
+                [(4, BlkifStatus::OKAY), (16, BlkifStatus::ERROR), (21, BlkifStatus::OKAY)]
+            {
+                let mut request = world.request(operation, &[segment(DATA, 0, 7)]);
+                request.sector_number = sector;
+                assert_eq!(world.send(&request), status, "{operation:?} of sector {sector}");
+            }
+        }
+        let flush = world.request(BlkifOp::FLUSH_DISKCACHE, &[]);
+        assert_eq!(world.send(&flush), BlkifStatus::ERROR);
+        let barrier = world.request(BlkifOp::WRITE_BARRIER, &[segment(DATA, 0, 0)]);
+        assert_eq!(world.send(&barrier), BlkifStatus::ERROR);
+        let mut discard = BlkifRequestDiscard::new_zeroed();
+        (discard.operation, discard.nr_sectors) = (BlkifOp::DISCARD, 1);
+        assert_eq!(world.send(&discard), BlkifStatus::ERROR);
+        world.works();
     }
 }
 

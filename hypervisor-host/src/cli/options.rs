@@ -59,12 +59,16 @@ pub(super) struct RunArguments {
 fn disk(text: &str) -> Result<DiskFile, String> {
     let mut parts = text.split(',');
     let file = parts.next().filter(|file| !file.is_empty()).ok_or("no file")?;
-    let mut disk = DiskFile { file: file.into(), writes: Writes::Kept, number: None };
+    let mut disk = DiskFile { file: file.into(), ..DiskFile::default() };
     for option in parts {
         match (option, option.strip_prefix("vdev=")) {
             ("rw", _) => disk.writes = Writes::Kept,
             ("snapshot", _) => disk.writes = Writes::Forgotten,
             ("ro", _) => disk.writes = Writes::Refused,
+            ("direct", _) => disk.direct = true,
+            (option, _) if let Some(name) = option.strip_prefix("format=") => {
+                disk.format = Some(name.parse()?);
+            }
             (_, Some(name)) => {
                 let number = disk_number(name);
                 let wrong = || format!("`{name}` names no disk: xvda, hda, sda, or a number");
@@ -72,7 +76,8 @@ fn disk(text: &str) -> Result<DiskFile, String> {
             }
             _ => {
                 return Err(format!(
-                    "`{option}` is not an option of a disk: rw, ro, snapshot, vdev=NAME"
+                    "`{option}` is not an option of a disk: rw, ro, snapshot, direct, \
+                     format=raw|qcow2, vdev=NAME"
                 ));
             }
         }
@@ -118,6 +123,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guest::Format;
 
     #[test]
     fn amounts_and_times_are_read_with_their_units() {
@@ -138,10 +144,13 @@ mod tests {
     fn disks_are_files_with_options() {
         assert_eq!(
             disk("a,ro"),
-            Ok(DiskFile { file: "a".into(), writes: Writes::Refused, number: None })
+            Ok(DiskFile { file: "a".into(), writes: Writes::Refused, ..DiskFile::default() })
         );
         let hda = disk("a,vdev=hda,snapshot").unwrap();
         assert_eq!((hda.number, hda.writes), (Some(768), Writes::Forgotten));
+        let qcow2 = disk("a,format=qcow2,direct").unwrap();
+        assert_eq!((qcow2.format, qcow2.direct), (Some(Format::Qcow2), true));
+        assert!(disk("a,format=vmdk").is_err());
         assert!(disk("").is_err() && disk("a,rx").is_err() && disk("a,vdev=q").is_err());
         assert!(network("user").is_ok() && network("tap:t0").is_ok());
         assert!(network("tap:").is_err() && network("bridge").is_err());

@@ -27,6 +27,51 @@ pub fn copy_in(words: &[AtomicU32], offset: usize, bytes: &[u8]) -> bool {
     inside
 }
 
+/// A range of shared memory that is known to be there.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece<'a> {
+    words: &'a [AtomicU32],
+    offset: usize,
+    len: usize,
+}
+
+impl<'a> Piece<'a> {
+    /// `len` bytes of `words` from byte `offset` on; `None`: some are outside.
+    #[must_use]
+    pub fn new(words: &'a [AtomicU32], offset: usize, len: usize) -> Option<Self> {
+        inside(words, offset, len).then_some(Self { words, offset, len })
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Copies as many bytes as both have out of it.
+    pub fn copy_out(&self, buf: &mut [u8]) {
+        let len = self.len.min(buf.len());
+        imp::copy_out(self.words, self.offset, buf.get_mut(..len).unwrap_or_default());
+    }
+
+    /// Copies as many bytes as both have into it.
+    pub fn copy_in(&self, bytes: &[u8]) {
+        let len = self.len.min(bytes.len());
+        imp::copy_in(self.words, self.offset, bytes.get(..len).unwrap_or_default());
+    }
+
+    /// Where it is, for whoever copies by other means: `len` bytes that others may write too.
+    pub(crate) fn address(&self) -> *mut u8 {
+        self.words.as_ptr().cast_mut().cast::<u8>().wrapping_add(self.offset)
+    }
+}
+
 fn inside(words: &[AtomicU32], offset: usize, len: usize) -> bool {
     offset.checked_add(len).is_some_and(|end| end <= size_of_val(words))
 }
