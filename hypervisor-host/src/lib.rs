@@ -16,5 +16,6 @@ pub mod pv;
 pub mod storage;
 pub mod symbols;
 pub mod usernet;
+pub mod virtio;
 pub mod xenbus;
 pub mod xenstored;

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::{DESC_BYTES, Layout, QueueError, need_event};
+use super::{DESC_BYTES, DESC_WORDS, Layout, QueueError, need_event};
 use crate::abi::virtio::{
     VIRTQ_AVAIL_F_NO_INTERRUPT, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE,
     VIRTQ_USED_F_NO_NOTIFY, feature,
@@ -15,8 +15,19 @@ const DESC_LEN: u32 = 16;
 
 /// A guest's memory, as the host sees it: any word may change at any time.
 pub trait GuestWords {
-    /// The aligned word at `address` (a multiple of 4); `None` outside memory.
+    /// The aligned word at `address` (a multiple of 4), which is in one of the rings; `None` outside memory.
     fn word(&self, address: Gpa) -> Option<&AtomicU32>;
+    /// Copies words, each once, from `address` (a multiple of 4) on; `None`: not all of them are in memory.
+    ///
+    /// Descriptors are read through it. Indirect tables may lie anywhere, so that a host that has to do something to
+    /// reach a page does it once for several.
+    fn copy(&self, address: Gpa, words: &mut [u32]) -> Option<()> {
+        for (offset, word) in (0u64..).step_by(4).zip(words) {
+            let address = address.0.checked_add(offset)?;
+            *word = self.word(Gpa(address))?.load(Ordering::Relaxed);
+        }
+        Some(())
+    }
 }
 
 /// One buffer of a chain.
@@ -238,6 +249,8 @@ impl DeviceQueue {
         let mut index = head;
         let mut steps = 0u32;
         let mut bytes = 0u32;
+        let mut ahead =
+            ReadAhead { words: [0; READ_AHEAD as usize * DESC_WORDS], first: 0, count: 0 };
         loop {
             if u32::from(index) >= entries {
                 return Err(QueueError::DescriptorIndex);
@@ -246,7 +259,9 @@ impl DeviceQueue {
                 return Err(QueueError::DescriptorLoop);
             }
             steps += 1;
-            let desc = read_desc(memory, table, index)?;
+            // Chains in the queue's own table jump about; those in a table of their own rarely do.
+            let most = if inside { entries } else { u32::from(index) + 1 };
+            let desc = ahead.read(memory, table, index, most)?;
             if desc.flags & VIRTQ_DESC_F_INDIRECT != 0 {
                 let whole = desc.len != 0 && desc.len.is_multiple_of(DESC_LEN);
                 let ends = desc.flags & VIRTQ_DESC_F_NEXT == 0;
@@ -257,6 +272,7 @@ impl DeviceQueue {
                 // No longer than the largest queue, so that no table makes us walk for minutes.
                 (table, entries) = (desc.address, (desc.len / DESC_LEN).min(1 << 15));
                 (inside, index, steps) = (true, 0, 0);
+                ahead.count = 0;
                 continue;
             }
             let writable = desc.flags & VIRTQ_DESC_F_WRITE != 0;
@@ -280,21 +296,44 @@ struct Desc {
     next: u16,
 }
 
-fn read_desc(memory: &impl GuestWords, table: Gpa, index: u16) -> Result<Desc, QueueError> {
-    let at =
-        table.0.checked_add(u64::from(index) * DESC_BYTES as u64).ok_or(QueueError::Address)?;
-    let mut words = [0u32; 4];
-    for (offset, word) in (0u64..).step_by(4).zip(&mut words) {
-        let address = at.checked_add(offset).ok_or(QueueError::Address)?;
-        *word = memory.word(Gpa(address)).ok_or(QueueError::Address)?.load(Ordering::Relaxed);
+/// Descriptors of an indirect table that are read at once.
+const READ_AHEAD: u32 = 8;
+
+/// Descriptors that were copied and not looked at yet.
+struct ReadAhead {
+    words: [u32; READ_AHEAD as usize * DESC_WORDS],
+    first: u32,
+    count: u32,
+}
+
+impl ReadAhead {
+    /// The descriptor at `index` of a table, which ends before `end`. Its copy is looked at once: a chain that comes
+    /// back to it, which no honest one does, may see another.
+    fn read(
+        &mut self,
+        memory: &impl GuestWords,
+        table: Gpa,
+        index: u16,
+        end: u32,
+    ) -> Result<Desc, QueueError> {
+        let index = u32::from(index);
+        if !(self.first..self.first + self.count).contains(&index) {
+            let at = table.0.checked_add(u64::from(index) * DESC_BYTES as u64);
+            let count = end.saturating_sub(index).min(READ_AHEAD);
+            let words = self.words.get_mut(..count as usize * DESC_WORDS).unwrap_or_default();
+            at.and_then(|at| memory.copy(Gpa(at), words)).ok_or(QueueError::Address)?;
+            (self.first, self.count) = (index, count);
+        }
+        let at = (index - self.first) as usize * DESC_WORDS;
+        let words = self.words.get(at..at + DESC_WORDS).and_then(|words| words.first_chunk());
+        let [low, high, len, last] = *words.ok_or(QueueError::Address)?;
+        Ok(Desc {
+            address: Gpa(u64::from(low) | u64::from(high) << 32),
+            len,
+            flags: half(last, 0),
+            next: half(last, 1),
+        })
     }
-    let [low, high, len, last] = words;
-    Ok(Desc {
-        address: Gpa(u64::from(low) | u64::from(high) << 32),
-        len,
-        flags: half(last, 0),
-        next: half(last, 1),
-    })
 }
 
 /// Reads the 16-bit field at `address` out of the word that holds it.

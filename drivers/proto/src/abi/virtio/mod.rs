@@ -267,6 +267,8 @@ pub mod mmio {
     pub const VERSION: usize = 0x004;
     /// `DeviceID`, R.
     pub const DEVICE_ID: usize = 0x008;
+    /// `VendorID`, R.
+    pub const VENDOR_ID: usize = 0x00c;
     /// `DeviceFeatures`, R.
     pub const DEVICE_FEATURES: usize = 0x010;
     /// `DeviceFeaturesSel`, W.
@@ -297,6 +299,12 @@ pub mod mmio {
     pub const QUEUE_DRIVER: usize = 0x090;
     /// `QueueDeviceLow`, W; the high half follows.
     pub const QUEUE_DEVICE: usize = 0x0a0;
+    /// `SHMSel`, W.
+    pub const SHM_SEL: usize = 0x0ac;
+    /// `SHMLenLow`, R; the high half follows.
+    pub const SHM_LEN: usize = 0x0b0;
+    /// `SHMBaseLow`, R; the high half follows.
+    pub const SHM_BASE: usize = 0x0b8;
     /// `ConfigGeneration`, R.
     pub const CONFIG_GENERATION: usize = 0x0fc;
     /// Device-specific configuration.
