@@ -12,7 +12,7 @@ use janus_proto::addr::{DomId, Port};
 
 use crate::engine::monitor::Monitor;
 use crate::engine::{EngineError, Vcpu};
-use crate::host::{Host, HostError, Identity, Image, Network, Output, PlugError};
+use crate::host::{DiskOptions, Host, HostError, Identity, Image, Network, Output, PlugError};
 use crate::pv::builder::{self, BuildError};
 use crate::pv::domain::{Domain, Ended, Setup};
 use crate::pv::mm::Size;
@@ -209,7 +209,9 @@ impl Guest {
         }
         let numbers = (FIRST_DISK..).step_by(DISK_STEP as usize);
         for ((number, disk), image) in numbers.zip(&description.disks).zip(disks?) {
-            host.plug_disk(disk.number.unwrap_or(number), image)?;
+            // Direct I/O waits for the device, and the guest's CPU shall not.
+            let options = DiskOptions { worker: disk.direct, ..DiskOptions::default() };
+            host.plug_disk_with(disk.number.unwrap_or(number), image, options)?;
         }
         let mut networks = Vec::new();
         for (handle, network) in (0u32..).zip(&description.networks) {

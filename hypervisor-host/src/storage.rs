@@ -4,15 +4,19 @@ use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+mod direct;
 mod memory;
 pub mod open;
+mod qcow2;
 mod raw;
 mod snapshot;
 #[cfg(test)]
 mod tests;
 
+pub use direct::DirectDisk;
 pub use memory::MemoryDisk;
 pub use open::holders;
+pub use qcow2::Qcow2Disk;
 pub use raw::FileDisk;
 pub use snapshot::Snapshot;
 

@@ -14,9 +14,11 @@ pub(super) struct RunArguments {
     /// The kernel: an ELF file with Xen notes.
     #[arg(value_name = "IMAGE")]
     pub(super) image: PathBuf,
-    /// A raw disk image; with `,ro` the guest may only read it, with `,snapshot` what it writes is forgotten. May be
-    /// repeated: xvda, xvdb, ..., or as `,vdev=hda` says.
-    #[arg(long, value_name = "FILE[,ro|,snapshot][,vdev=NAME]", value_parser = disk)]
+    /// A disk image, raw or qcow2; with `,ro` the guest may only read it, with `,snapshot` what it writes is forgotten.
+    /// `,format=raw` or `=qcow2` where name and contents disagree, `,backing` to let the guest read the file that a
+    /// qcow2 image is a change of, `,direct` to go past the page cache. May be repeated: xvda, xvdb, ..., or as
+    /// `,vdev=hda` says.
+    #[arg(long, value_name = "FILE[,ro|,snapshot][,format=raw|qcow2][,...]", value_parser = disk)]
     pub(super) disk: Vec<DiskFile>,
     /// A network card: `user` needs no rights on the host, `tap:NAME` is an interface of the host. May be repeated.
     #[arg(long, value_name = "user|tap:NAME", value_parser = network)]
@@ -66,6 +68,7 @@ fn disk(text: &str) -> Result<DiskFile, String> {
             ("snapshot", _) => disk.writes = Writes::Forgotten,
             ("ro", _) => disk.writes = Writes::Refused,
             ("direct", _) => disk.direct = true,
+            ("backing", _) => disk.backing = true,
             (option, _) if let Some(name) = option.strip_prefix("format=") => {
                 disk.format = Some(name.parse()?);
             }
@@ -77,7 +80,7 @@ fn disk(text: &str) -> Result<DiskFile, String> {
             _ => {
                 return Err(format!(
                     "`{option}` is not an option of a disk: rw, ro, snapshot, direct, \
-                     format=raw|qcow2, vdev=NAME"
+                     backing, format=raw|qcow2, vdev=NAME"
                 ));
             }
         }

@@ -6,7 +6,8 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use super::{BlockBackend, FileDisk, Snapshot};
+use super::qcow2::{How, Qcow2Disk, looks_so};
+use super::{BlockBackend, DirectDisk, FileDisk, Snapshot};
 
 /// A disk of a guest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub struct DiskFile {
     pub format: Option<Format>,
     /// Past the host's page cache.
     pub direct: bool,
+    /// Whatever file a qcow2 image names as what it is a change of may be read.
+    pub backing: bool,
 }
 
 /// What becomes of what a guest writes to a disk.
@@ -80,6 +83,20 @@ pub enum OpenError {
     },
     /// Its name says one format and its first bytes another.
     Ambiguous,
+    /// It is not the image that it should be.
+    Image(io::Error),
+    /// The host has no direct I/O for it.
+    NoDirect,
+    /// It is a change of another file, which nobody said may be read.
+    Backing(PathBuf),
+    /// It is a change of a file in this format, or in one that it does not name.
+    BackingFormat(Option<String>),
+    /// Its data is in another file.
+    DataFile,
+    /// There are more files behind it than so many.
+    TooDeep(usize),
+    /// A file behind it cannot be had.
+    Behind(PathBuf, Box<Self>),
 }
 
 impl fmt::Display for OpenError {
@@ -99,14 +116,30 @@ impl fmt::Display for OpenError {
                 "name and contents disagree on whether this is a qcow2 image, and whoever wrote a raw one could have \
                  made it look so; say `,format=raw` or `,format=qcow2`",
             ),
+            Self::Image(error) => write!(f, "the qcow2 image cannot be used: {error}"),
+            Self::NoDirect => f.write_str("there is no direct I/O here; leave out `,direct`"),
+            Self::Backing(file) => write!(
+                f,
+                "the image is a change of {}, chosen by whoever made it; say `,backing` to let the guest read that",
+                file.display()
+            ),
+            Self::BackingFormat(Some(format)) => {
+                write!(f, "not in a format that is known here ({format}): raw, qcow2")
+            }
+            Self::BackingFormat(None) => f.write_str(
+                "the image in front of it does not say in which format it is, and guessing is not safe; \
+                 `qemu-img rebase -u -F raw|qcow2` writes it down",
+            ),
+            Self::DataFile => {
+                f.write_str("its data is in another file; `qemu-img convert` makes one file of both")
+            }
+            Self::TooDeep(most) => write!(f, "there are more than {most} files behind the image"),
+            Self::Behind(file, error) => write!(f, "{}: {error}", file.display()),
         }
     }
 }
 
 impl std::error::Error for OpenError {}
-
-/// What a qcow2 file begins with.
-const QCOW2_MAGIC: [u8; 4] = *b"QFI\xfb";
 
 /// Processes that hold a lock on a file, as far as the host tells.
 #[must_use]
@@ -135,36 +168,51 @@ fn holders_in(locks: &str, device: u64, inode: u64) -> Vec<u32> {
 /// # Errors
 /// See [`OpenError`].
 pub fn open(disk: &DiskFile) -> Result<Box<dyn BlockBackend + Send>, OpenError> {
-    let shared = disk.writes != Writes::Kept;
-    let file = open_file(disk, shared)?;
-    let locked = if shared { file.try_lock_shared() } else { file.try_lock() };
-    match locked {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let holder = holders(&disk.file).first().copied();
-            return Err(OpenError::InUse { reader: shared, holder });
+    let read_only = disk.writes != Writes::Kept;
+    let how = How { read_only, direct: disk.direct, backing: disk.backing };
+    let file = open_file(&disk.file, how)?;
+    lock(&disk.file, &file, read_only)?;
+    let format = format(disk, &file)?;
+    let image: Box<dyn BlockBackend + Send> = match format {
+        Format::Qcow2 => Box::new(Qcow2Disk::new(&disk.file, file, how)?),
+        Format::Raw if disk.direct => {
+            let direct = DirectDisk::new(file, read_only).map_err(|error| match error.kind() {
+                io::ErrorKind::InvalidInput => OpenError::NoDirect,
+                _ => OpenError::Host(error),
+            })?;
+            Box::new(direct)
         }
-        Err(TryLockError::Error(error)) => return Err(OpenError::Host(error)),
-    }
-    let image = match format(disk, &file)? {
-        Format::Raw => FileDisk::new(file, shared).map_err(OpenError::Host)?,
-        Format::Qcow2 => return Err(OpenError::Host(io::ErrorKind::Unsupported.into())),
+        Format::Raw => Box::new(FileDisk::new(file, read_only).map_err(OpenError::Host)?),
     };
-    Ok(if disk.writes == Writes::Forgotten {
-        Box::new(Snapshot::new(image))
-    } else {
-        Box::new(image)
-    })
+    Ok(if disk.writes == Writes::Forgotten { Box::new(Snapshot::new(image)) } else { image })
 }
 
-fn open_file(disk: &DiskFile, shared: bool) -> Result<File, OpenError> {
+/// Opens a file that an image is a change of: for readers alone.
+pub(super) fn open_backing(path: &Path, how: How) -> Result<File, OpenError> {
+    let file = open_file(path, How { read_only: true, ..how })?;
+    lock(path, &file, true)?;
+    Ok(file)
+}
+
+fn lock(path: &Path, file: &File, reader: bool) -> Result<(), OpenError> {
+    match if reader { file.try_lock_shared() } else { file.try_lock() } {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => {
+            Err(OpenError::InUse { reader, holder: holders(path).first().copied() })
+        }
+        Err(TryLockError::Error(error)) => Err(OpenError::Host(error)),
+    }
+}
+
+fn open_file(path: &Path, how: How) -> Result<File, OpenError> {
+    let How { read_only, direct, .. } = how;
     // Without waiting for somebody at the other end of a FIFO.
-    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-    let file = OpenOptions::new().read(true).write(!shared).custom_flags(flags).open(&disk.file);
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY | if direct { libc::O_DIRECT } else { 0 };
+    let file = OpenOptions::new().read(true).write(!read_only).custom_flags(flags).open(path);
     let kind = match &file {
         Ok(file) => file.metadata(),
         // Says better what is wrong than that a directory cannot be written.
-        Err(_) => std::fs::metadata(&disk.file),
+        Err(_) => std::fs::metadata(path),
     };
     if let Ok(kind) = kind.map(|data| data.file_type()) {
         let wrong = match () {
@@ -179,19 +227,19 @@ fn open_file(disk: &DiskFile, shared: bool) -> Result<File, OpenError> {
             return Err(OpenError::Kind(wrong));
         }
     }
-    file.map_err(OpenError::Host)
+    file.map_err(|error| match error.raw_os_error() {
+        Some(libc::EINVAL) if direct => OpenError::NoDirect,
+        _ => OpenError::Host(error),
+    })
 }
 
 /// How an image is written. A guest can write whatever it likes to the beginning of a raw image, so the contents alone
 /// decide nothing: taken for qcow2 at the next start, they could name other files of the host.
 fn format(disk: &DiskFile, file: &File) -> Result<Format, OpenError> {
-    use std::os::unix::fs::FileExt as _;
     if let Some(format) = disk.format {
         return Ok(format);
     }
-    let mut magic = [0; QCOW2_MAGIC.len()];
-    // A shorter file is no qcow2 image; one that cannot be read fails later.
-    let looks = file.read_exact_at(&mut magic, 0).is_ok() && magic == QCOW2_MAGIC;
+    let looks = looks_so(file);
     let named = disk.file.extension().is_some_and(|name| name == "qcow2" || name == "qcow");
     match (looks, named) {
         (false, false) => Ok(Format::Raw),
@@ -229,7 +277,7 @@ mod tests {
         assert_eq!(open_as(&raw, None).unwrap(), 8);
         std::fs::write(&qcow2, &bytes).unwrap();
         assert!(matches!(open_as(&qcow2, None), Err(OpenError::Ambiguous)));
-        bytes[..4].copy_from_slice(&QCOW2_MAGIC);
+        bytes[..4].copy_from_slice(&crate::storage::qcow2::MAGIC);
         std::fs::write(&raw, &bytes).unwrap();
         assert!(matches!(open_as(&raw, None), Err(OpenError::Ambiguous)), "a guest wrote that");
         assert_eq!(open_as(&raw, Some(Format::Raw)).unwrap(), 8);

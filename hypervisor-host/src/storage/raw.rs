@@ -179,20 +179,26 @@ fn ignore_file_size_signal() {
     });
 }
 
-/// Makes a range of a file read as zeroes, by a hole where the file system has such.
-pub(super) fn discard_file(file: &File, sector: u64, sectors: u64) -> io::Result<()> {
+/// Makes a range of a file read as zeroes: by a hole, or by `write`, which is given a sector and zeroes.
+pub(super) fn discard_file(
+    file: &File,
+    sector: u64,
+    sectors: u64,
+    write: impl Fn(u64, &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
     use rustix::fs::FallocateFlags;
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     let (start, len) = (sector * SECTOR as u64, sectors * SECTOR as u64);
     if len > 0 && rustix::fs::fallocate(file, flags, start, len).is_ok() {
         return Ok(());
     }
+    // Not every file system has holes.
     let zeroes = [0; 64 * SECTOR];
     let (mut at, mut left) = (sector, sectors);
     while left > 0 {
         let count = left.min(64);
         let len = usize::try_from(count).map_or(SECTOR, |count| count * SECTOR);
-        file.write_all_at(zeroes.get(..len).unwrap_or(&zeroes), at * SECTOR as u64)?;
+        write(at, zeroes.get(..len).unwrap_or(&zeroes))?;
         (at, left) = (at + count, left - count);
     }
     Ok(())
@@ -226,7 +232,9 @@ impl BlockBackend for FileDisk {
         self.file.sync_data()
     }
     fn discard(&mut self, sector: u64, sectors: u64) -> io::Result<()> {
-        discard_file(&self.file, sector, sectors)
+        discard_file(&self.file, sector, sectors, |at, zeroes| {
+            self.file.write_all_at(zeroes, at * SECTOR as u64)
+        })
     }
     fn sharable(&self) -> Option<Box<dyn SharedBackend>> {
         Some(self.share())

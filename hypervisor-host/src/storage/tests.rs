@@ -71,6 +71,31 @@ fn every_kind_of_image_is_the_same_disk() {
 }
 
 #[test]
+fn direct_io_moves_any_part_of_a_block() {
+    let open = |len: u64| {
+        let named = tempfile::NamedTempFile::new().unwrap();
+        named.as_file().set_len(len).unwrap();
+        let mut options = File::options();
+        let direct = std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_DIRECT);
+        direct.read(true).write(true).open(named.path())
+    };
+    // Old kernels have none on tmpfs; the product says so then, and so does this.
+    let Ok(file) = open(100 * 512) else {
+        return eprintln!("no direct I/O in {}", std::env::temp_dir().display());
+    };
+    let disk = DirectDisk::new(file, false).unwrap();
+    if disk.sectors() == 100 {
+        check(&mut disk.clone());
+    }
+    let mut disk = DirectDisk::new(open(4096 * 4 + 512).unwrap(), false).unwrap();
+    disk.write(3, &[9; SECTOR]).unwrap();
+    disk.write(6, &[8; 5 * SECTOR]).unwrap();
+    let read = read_pieces(&mut disk, 2, 6 * SECTOR).unwrap();
+    let firsts: Vec<u8> = read.chunks(SECTOR).map(|sector| sector[0]).collect();
+    assert_eq!(firsts, [0, 9, 0, 0, 8, 8]);
+}
+
+#[test]
 fn a_file_that_is_cut_off_is_an_error_and_not_the_end() {
     for make in [FileDisk::new, FileDisk::unmapped] {
         let file = file(64 * 4096);
