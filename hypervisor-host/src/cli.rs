@@ -2,6 +2,7 @@
 
 mod crash;
 mod describe;
+mod doctor;
 mod options;
 mod outcome;
 mod run;
@@ -22,7 +23,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Run(options::RunArguments),
+    Run(Box<options::RunArguments>),
+    Doctor(doctor::DoctorArguments),
 }
 
 /// What the exit codes mean.
@@ -42,5 +44,6 @@ Exit codes of `run`:
 pub fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments),
     }
 }

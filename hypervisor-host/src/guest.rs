@@ -13,7 +13,7 @@ use janus_proto::addr::{DomId, Port};
 use crate::engine::monitor::Monitor;
 use crate::engine::{EngineError, Vcpu};
 use crate::host::{DiskOptions, Host, HostError, Identity, Image, Network, Output, PlugError};
-use crate::pv::builder::{self, BuildError};
+use crate::pv::builder::{self, BuildError, Cause};
 use crate::pv::domain::{Domain, Ended, Setup};
 use crate::pv::mm::Size;
 use crate::pv::mm::space::SharedMemory;
@@ -23,6 +23,8 @@ use crate::usernet::{Config as NetConfig, StartError, UserNet};
 
 /// Frames of 4 KiB in a MiB.
 const FRAMES_PER_MIB: u64 = 256;
+/// The end of what a process has.
+const LOWER_HALF: u64 = 1 << 47;
 /// Linux's number of `xvda`; every further disk is 16 later.
 const FIRST_DISK: u32 = 51712;
 /// How a disk's number grows.
@@ -155,6 +157,11 @@ fn uuid() -> [u8; 16] {
     bytes
 }
 
+/// Refuses a kernel that is entered where the host's kernel lives.
+fn in_lower_half(entry: u64) -> Result<(), Cause> {
+    if entry < LOWER_HALF { Ok(()) } else { Err(Cause::UpperHalf(entry)) }
+}
+
 fn read(path: &Path) -> Result<Vec<u8>, GuestError> {
     std::fs::read(path).map_err(|error| GuestError::File(path.to_owned(), error))
 }
@@ -182,6 +189,9 @@ impl Guest {
             hypercall_page: &Monitor::hypercall_page(),
         })
         .map_err(GuestError::Build)?;
+        in_lower_half(built.registers.rip)
+            .map_err(|cause| BuildError { file: description.kernel.display().to_string(), cause })
+            .map_err(GuestError::Build)?;
         let memory = SharedMemory::new(built.memory);
         let setup = Setup {
             id: DomId(LAST.fetch_add(1, Ordering::Relaxed) % 0x7000 + 1),
@@ -266,6 +276,14 @@ impl Drop for Guest {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kernels_of_the_upper_half_are_refused_by_name() {
+        assert!(in_lower_half(0x20_1000).is_ok() && in_lower_half(LOWER_HALF - 1).is_ok());
+        let linux = 0xffff_ffff_8304_c1c0;
+        assert_eq!(in_lower_half(linux), Err(Cause::UpperHalf(linux)));
+        assert!(Cause::UpperHalf(linux).to_string().contains("0xffffffff8304c1c0"));
+    }
 
     #[test]
     fn disks_have_the_numbers_that_their_names_say() {

@@ -6,6 +6,7 @@
 
 pub mod blkback;
 pub mod cli;
+pub mod doctor;
 pub mod engine;
 pub mod guest;
 pub mod host;

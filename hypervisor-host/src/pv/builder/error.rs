@@ -35,6 +35,8 @@ pub enum Cause {
     Note(&'static str),
     /// A note asks for what this host does not do.
     Unsupported(&'static str),
+    /// It lives in the upper half of the address space, at this address, which the engine does not have.
+    UpperHalf(u64),
     /// Addresses that do not go together, by the name of the field.
     Image(&'static str),
     /// The guest has too little memory, in bytes.
@@ -85,6 +87,11 @@ impl fmt::Display for Cause {
             Self::Unsupported(what) => {
                 write!(f, "it wants {what}, which a 64-bit PV domain here does not have")
             }
+            Self::UpperHalf(address) => write!(
+                f,
+                "it lives in the upper half of the address space, at {address:#x}: a process has only the lower half, \
+                 so run this kernel under QEMU, Xen or KVM"
+            ),
             Self::Image(field) => {
                 write!(f, "{field} does not fit the image's addresses: mend the linker script")
             }
