@@ -24,7 +24,7 @@ impl fmt::Write for EarlyConsole {
 pub fn write(_bytes: &[u8]) {}
 
 #[cfg(target_os = "none")]
-pub use guest::{crash, write};
+pub use guest::{crash, power_off, write};
 #[cfg(target_os = "none")]
 pub(crate) use guest::{init_native, init_pv, write_to_xen, xen_memory_map};
 
@@ -297,14 +297,24 @@ mod guest {
     /// Ends the guest as crashed, in whatever way is there this early; stops the CPU otherwise.
     pub fn crash() -> ! {
         const SHUTDOWN_CRASH: u32 = 3;
+        // CRASH (6) on QEMU's isa-debug-exit.
+        end(SHUTDOWN_CRASH, 0x16)
+    }
+
+    /// Ends the guest in order, as [`crash`] does not.
+    pub fn power_off() -> ! {
+        const SHUTDOWN_POWEROFF: u32 = 0;
+        end(SHUTDOWN_POWEROFF, 0x10)
+    }
+
+    /// Tells Xen this reason, or writes this to QEMU's isa-debug-exit, which elsewhere goes nowhere.
+    fn end(reason: u32, debug_exit: u8) -> ! {
         match gate() {
             Some(gate) => {
-                let reason = SHUTDOWN_CRASH;
                 let address = (&raw const reason).expose_provenance() as u64;
                 sched_op(gate, SCHEDOP_SHUTDOWN, address);
             }
-            // CRASH (6) on QEMU's isa-debug-exit; elsewhere a write to nowhere.
-            None => outb(DEBUG_EXIT, 0x16),
+            None => outb(DEBUG_EXIT, debug_exit),
         }
         loop {
             match gate() {

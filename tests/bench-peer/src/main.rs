@@ -2,16 +2,22 @@
 //!
 //! It serves the file system mounted on `/mnt` over HTTP by `sendfile(2)`, the cheapest way Linux has, and
 //! obeys `bench DISK seq|random BYTES DEPTH SECONDS` (O_DIRECT; `io_submit(2)` beyond depth 1) and `poweroff`;
-//! `tcp-sink PORT BYTES` and `tcp-source PORT BYTES` move bytes over one connection.
+//! `tcp-sink PORT BYTES` and `tcp-source PORT BYTES` move bytes over one connection. Started with arguments, it measures
+//! the machine itself instead (`native.rs`).
 
 mod disk;
 mod http;
+mod native;
 mod stream;
 mod uptime;
 
 use std::io::BufRead as _;
 
 fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if !arguments.is_empty() {
+        std::process::exit(native::run(&arguments));
+    }
     if let Err(error) = http::start(80) {
         println!("peer: no HTTP server: {error}");
     }

@@ -95,14 +95,15 @@ pub(crate) struct Figures {
 
 /// Several samples in short.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-struct Spread {
-    median: f64,
-    min: f64,
-    max: f64,
+pub(super) struct Spread {
+    pub(super) median: f64,
+    pub(super) min: f64,
+    pub(super) max: f64,
     samples: usize,
 }
 
-fn spread(samples: &[f64]) -> Option<Spread> {
+/// Their median and extremes; `None`: there are none.
+pub(super) fn spread(samples: &[f64]) -> Option<Spread> {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     let (min, max) = (*sorted.first()?, *sorted.last()?);
@@ -112,6 +113,11 @@ fn spread(samples: &[f64]) -> Option<Spread> {
 }
 
 impl Figures {
+    /// Whether nothing was measured.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.samples.is_empty()
+    }
+
     /// Adds a sample.
     pub(crate) fn add(&mut self, place: &str, metric: Metric, side: Side, value: f64) {
         self.samples.entry((place.to_owned(), metric, side)).or_default().push(value);

@@ -5,6 +5,7 @@
 
 mod figures;
 mod guests;
+mod monitor;
 mod peer;
 
 use std::path::{Path, PathBuf};
@@ -33,6 +34,8 @@ enum Where {
     XenPv,
     /// Real Xen, PVH.
     XenPvh,
+    /// The bundled VMM, beside the machine itself and other VMMs of its kind.
+    Monitor,
 }
 
 impl Where {
@@ -42,6 +45,7 @@ impl Where {
             Self::Microvm => "microvm",
             Self::XenPv => "xen-pv",
             Self::XenPvh => "xen-pvh",
+            Self::Monitor => "monitor",
         }
     }
 }
@@ -49,7 +53,7 @@ impl Where {
 /// Measures Janus beside Debian's Linux as guests.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct BenchArguments {
-    /// Where; q35, microvm and xen-pv if not given. May be repeated.
+    /// Where; q35, microvm and xen-pv if not given; `monitor` measures the bundled VMM. May be repeated.
     #[arg(long = "on", value_enum)]
     places: Vec<Where>,
     /// Rounds: each boots both guests.
@@ -58,6 +62,11 @@ pub(crate) struct BenchArguments {
     /// Seconds of each disk measurement.
     #[arg(long, default_value_t = 2)]
     seconds: u32,
+    /// Starts of each program on the monitor.
+    #[arg(long, default_value_t = 50)]
+    runs: u32,
+    #[command(flatten)]
+    outsiders: monitor::Outsiders,
     /// Prints JSON instead of the table.
     #[arg(long)]
     json: bool,
@@ -93,14 +102,53 @@ struct Bench<'a> {
 /// # Errors
 /// Something it needs is missing, or a guest does not do its work.
 pub(crate) fn run(arguments: &BenchArguments) -> Result<ExitCode> {
-    packages::ensure(&[packages::QEMU, packages::CLOUD])?;
-    let image = guest::build(guest::DEFAULT_IMAGE)?;
-    let (disk, _) = disk::files()?;
-    let mut bench = Bench { arguments, image, disk, figures: Figures::default() };
+    let mut failed = false;
+    let (mut rows, monitor) = (Vec::new(), arguments.places.contains(&Where::Monitor));
+    if monitor {
+        // On a thread of its own, which is pinned.
+        let measured = std::thread::scope(|scope| {
+            scope.spawn(|| monitor::run(&arguments.outsiders, arguments.runs)).join()
+        });
+        (rows, failed) = measured.map_err(|_| anyhow::anyhow!("a measurement panicked"))??;
+    }
     let places = match &*arguments.places {
         [] => &[Where::Q35, Where::Microvm, Where::XenPv][..],
         places => places,
     };
+    let figures = if places.iter().all(|place| *place == Where::Monitor) {
+        Figures::default()
+    } else {
+        let (figures, missed) = beside_linux(arguments, places)?;
+        failed |= missed;
+        figures
+    };
+    let mut json = figures.json();
+    if monitor && let Some(json) = json.as_object_mut() {
+        json.insert("monitor".into(), monitor::json(&rows));
+    }
+    let json = serde_json::to_string_pretty(&json)?;
+    if let Some(file) = &arguments.output {
+        std::fs::write(file, &json)?;
+    }
+    if arguments.json {
+        println!("{json}");
+    } else {
+        if monitor {
+            println!("\n{}", monitor::table(&rows));
+        }
+        if !figures.is_empty() {
+            println!("\n{}", figures.table());
+        }
+    }
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Janus and Linux as guests; answers what was measured, and whether something failed.
+fn beside_linux(arguments: &BenchArguments, places: &[Where]) -> Result<(Figures, bool)> {
+    packages::ensure(&[packages::QEMU, packages::CLOUD])?;
+    let image = guest::build(guest::DEFAULT_IMAGE)?;
+    let (disk, _) = disk::files()?;
+    let mut bench = Bench { arguments, image, disk, figures: Figures::default() };
     let mut failed = false;
     for place in places {
         let done = match place {
@@ -108,6 +156,8 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<ExitCode> {
             Where::Microvm => bench.qemu(*place, Machine::Microvm, "virtio_mmio"),
             Where::XenPv => bench.xen(*place, Mode::Pv),
             Where::XenPvh => bench.xen(*place, Mode::Pvh),
+            // Measured by itself.
+            Where::Monitor => Ok(()),
         };
         if let Err(error) = done {
             // What was measured until then, and elsewhere, is still worth showing.
@@ -115,16 +165,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<ExitCode> {
             failed = true;
         }
     }
-    let json = serde_json::to_string_pretty(&bench.figures.json())?;
-    if let Some(file) = &arguments.output {
-        std::fs::write(file, &json)?;
-    }
-    if arguments.json {
-        println!("{json}");
-    } else {
-        println!("\n{}", bench.figures.table());
-    }
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok((bench.figures, failed))
 }
 
 impl Bench<'_> {

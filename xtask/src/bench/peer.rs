@@ -30,7 +30,10 @@ poweroff -f
 ";
 
 /// Builds the workload program, statically linked, with the host's toolchain.
-fn program() -> Result<PathBuf> {
+///
+/// # Errors
+/// The build fails.
+pub(super) fn program() -> Result<PathBuf> {
     let target = paths::root().join("target/peer");
     let cargo = std::env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from);
     let status = toolchain::clean_command(&cargo)

@@ -389,7 +389,8 @@ fn guest_lints(results: &Results) {
 }
 
 /// The packages that make guest images.
-const GUEST_PACKAGES: [&str; 3] = ["janus-kernel", "janus-guest-tests", "janus-hello-test"];
+const GUEST_PACKAGES: [&str; 4] =
+    ["janus-kernel", "janus-guest-tests", "janus-hello-test", "janus-one-line"];
 
 #[cfg(test)]
 mod tests {

@@ -7,6 +7,7 @@ mod bench;
 mod block;
 mod files;
 mod general;
+mod measure;
 mod network;
 mod stream;
 mod system;
@@ -41,6 +42,7 @@ pub static TABLE: &[&[Command]] = &[
     files::COMMANDS,
     block::COMMANDS,
     bench::COMMANDS,
+    measure::COMMANDS,
     network::COMMANDS,
     stream::COMMANDS,
     system::COMMANDS,
