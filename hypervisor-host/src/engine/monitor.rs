@@ -30,7 +30,7 @@ use self::child::Child;
 pub use self::layout::{BOTTOM, TOP};
 use self::layout::{COME_BACK, FPU, FPU_SIZE, Frame, SAVE_FPU, SIGNAL_STACK, SIGNAL_STACK_SIZE};
 use self::layout::{MAILBOX, STUB, UNMAP, kind};
-use self::place::Place;
+use self::place::{Place, Spread};
 use self::queue::{Change, EVERYTHING};
 use self::seat::{PATIENCE, Seat};
 use super::{EngineError, Exit, Fault, Kicker, Mapping, Protection, Registers, Vcpu};
@@ -83,17 +83,18 @@ impl Monitor {
                 Relaxed,
             );
         }
-        let vcpu = |seat: &Arc<Seat>| MonitorVcpu {
+        let spread = Spread::new(vcpus);
+        let vcpu = |(index, seat): (usize, &Arc<Seat>)| MonitorVcpu {
             guest: Arc::clone(&guest),
             seat: Arc::clone(seat),
             root: None,
             ready: false,
             fpu_frame: 0,
-            place: Place::new(),
+            place: Place::new(Arc::clone(&spread), index),
             deadline: u64::MAX,
             patience: PATIENCE,
         };
-        Ok(guest.seats.iter().map(vcpu).collect())
+        Ok(guest.seats.iter().enumerate().map(vcpu).collect())
     }
 
     /// What a guest's hypercall page has: each entry loads its number and goes to the gate.

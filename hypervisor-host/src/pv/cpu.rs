@@ -92,6 +92,8 @@ pub(crate) struct Cpu {
     pub(crate) armed: Option<u64>,
     /// The count of the clock's changes that this CPU's areas show.
     pub(crate) clock_changes: u64,
+    /// It has run, or is about to: it has a state of its own.
+    pub(crate) begun: bool,
     /// In a multicall: no second one.
     pub(crate) in_multicall: bool,
 }
@@ -118,6 +120,7 @@ impl Cpu {
             runstate: super::runstate::Accounts::new(),
             armed: None,
             clock_changes: 0,
+            begun: false,
             in_multicall: false,
         }
     }

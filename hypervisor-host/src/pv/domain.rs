@@ -191,7 +191,7 @@ impl Domain {
             events,
             grants: Arc::new(grants),
             space,
-            clock: Clock::default(),
+            clock: Clock::new(setup.vcpus > 1),
             attention: AtomicU32::new(0),
             assists: AtomicU32::new(0),
             shutdown_code: Mutex::new(None),
@@ -541,14 +541,6 @@ impl Domain {
         let mut output = self.debug_output.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(output) = output.as_mut() {
             output(bytes);
-        }
-    }
-
-    /// Writes the clock to every CPU's `vcpu_info`.
-    pub(crate) fn update_clock(&self) {
-        let info = self.clock.update();
-        for words in self.vcpus.iter().filter_map(VcpuShared::time) {
-            pvclock::write(words, &info);
         }
     }
 

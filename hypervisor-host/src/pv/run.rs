@@ -20,9 +20,6 @@ use super::traps::{self, GENERAL_PROTECTION, INVALID_OPCODE, PAGE_FAULT};
 use super::vcpu_info::Mode;
 use crate::engine::{EngineError, Exit, Fault};
 
-/// Nanoseconds of the periodic timer that every PV CPU starts with (100 Hz).
-const FIRST_PERIOD: u64 = 10_000_000;
-
 /// Says that a thread has left, whatever made it leave.
 struct Leaving(Arc<Domain>);
 
@@ -45,7 +42,7 @@ pub(crate) fn serve(mut cpu: Cpu) {
         cpu.shared().set_initialised();
         // As every PV CPU starts.
         cpu.shared().set_masked(true);
-        cpu.shared().timers.set_period(FIRST_PERIOD);
+        cpu.shared().timers.begin();
         cpu.shared().set_up(true);
         cpu.load();
     }
@@ -74,6 +71,9 @@ fn go(cpu: &mut Cpu) -> Result<(), Over> {
         if !cpu.shared().is_up() {
             cpu.wait_until_up();
             continue;
+        }
+        if !cpu.begun {
+            cpu.begin();
         }
         turn(cpu)?;
     }
@@ -172,20 +172,33 @@ impl Cpu {
     /// Keeps the clock fresh.
     fn keep_time(&mut self) {
         if self.domain.clock.is_due() {
-            self.domain.update_clock();
+            self.domain.clock.update();
+            // The others take it over as soon: what they make of the counter must not differ by much.
+            let others = self.domain.vcpus.iter().enumerate();
+            others.filter(|(index, _)| *index != self.index).for_each(|(_, shared)| shared.wake());
         }
-        if self.runstate.time_area.is_some() && self.clock_changes != self.domain.clock.changes() {
+        let changes = self.domain.clock.changes();
+        if self.clock_changes != changes {
+            self.clock_changes = changes;
+            self.write_time();
             self.publish_time();
+        }
+    }
+
+    /// Writes the clock to this CPU's `vcpu_info`. Nobody else does: the guest stands still meanwhile, however long
+    /// this thread is kept from going on.
+    fn write_time(&self) {
+        if let Some(words) = self.shared().time() {
+            pvclock::write(words, &self.domain.clock.info());
         }
     }
 
     /// Copies the clock to the guest's second place for it.
     pub(crate) fn publish_time(&mut self) {
         let Some(area) = self.runstate.time_area else { return };
-        self.clock_changes = self.domain.clock.changes();
         let mut info = self.domain.clock.info();
         // Odd, then the rest, then even: only this thread writes it, while its guest stands still.
-        let changes = u32::try_from(self.clock_changes & 0x3fff_ffff).unwrap_or(0);
+        let changes = u32::try_from(self.domain.clock.changes() & 0x3fff_ffff).unwrap_or(0);
         info.version = changes * 2 + 1;
         let _ = self.write(area, &info);
         info.version = info.version.wrapping_add(1);
@@ -223,7 +236,7 @@ impl Cpu {
         }
     }
 
-    /// Sleeps until the CPU is up, the domain paused, or over; takes the first state if there is one.
+    /// Sleeps until the CPU is up, the domain paused, or over.
     fn wait_until_up(&mut self) {
         self.runstate.change(Runstate::OFFLINE);
         let info = self.runstate.info();
@@ -234,9 +247,11 @@ impl Cpu {
         }
         self.shared().set_mode(Mode::Host);
         self.runstate.change(Runstate::RUNNING);
-        if !self.shared().is_up() {
-            return;
-        }
+    }
+
+    /// Takes the first state, if another CPU has prepared one: before the first run, however soon this one came up.
+    fn begin(&mut self) {
+        self.begun = true;
         if let Some(context) = self.shared().take_context() {
             self.adopt(&context);
         }
@@ -285,11 +300,9 @@ impl Cpu {
             // A register that may not have this value keeps its own.
             let _ = super::segments::write_debug(self, index, *value);
         }
-        self.shared().timers.set_period(FIRST_PERIOD);
+        self.shared().timers.begin();
         self.shared().set_masked(true);
-        if let Some(words) = self.shared().time() {
-            pvclock::write(words, &self.domain.clock.info());
-        }
+        self.write_time();
         self.load();
         if !kernel {
             // Without a user page table it starts in the kernel.

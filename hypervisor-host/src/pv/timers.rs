@@ -19,6 +19,8 @@ const FIRST_BASELINE: u64 = 100_000;
 /// Updates are this far apart at first, then always twice as far, up to the second number.
 const FIRST_UPDATE: u64 = 500_000;
 const LAST_UPDATE: u64 = 1_000_000_000;
+/// Nanoseconds of the periodic timer that every PV CPU starts with (100 Hz).
+const FIRST_PERIOD: u64 = 10_000_000;
 
 /// Both clocks at one moment.
 #[derive(Clone, Copy, Debug)]
@@ -82,8 +84,10 @@ struct Scale {
 }
 
 /// The clock of a domain.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Clock {
+    /// Its CPUs take a change over one after the other, so that what they read differs for a moment.
+    several: bool,
     scale: Mutex<Option<Scale>>,
     /// The TSC at which the scale is to be looked at again.
     due: AtomicU64,
@@ -92,6 +96,16 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
+    /// The clock of a domain with several CPUs, or one.
+    pub(crate) fn new(several: bool) -> Self {
+        Self {
+            several,
+            scale: Mutex::new(None),
+            due: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
+        }
+    }
+
     /// Whether [`Self::update`] has something to do.
     pub(crate) fn is_due(&self) -> bool {
         tsc() >= self.due.load(Ordering::Relaxed)
@@ -112,7 +126,10 @@ impl Clock {
             here = sample();
         }
         let hz = rate(start, here).filter(|hz| *hz > 0).unwrap_or(1_000_000_000);
-        let new = advance(scale.as_ref(), here, hz);
+        let mut new = advance(scale.as_ref(), here, hz);
+        if self.several {
+            new.info.flags = TimeFlags::empty();
+        }
         *scale = Some(new);
         let ticks = u128::from(new.interval) * u128::from(hz) / 1_000_000_000;
         let due = here.tsc.saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX));
@@ -169,8 +186,16 @@ impl Timers {
     pub(crate) fn new() -> Self {
         Self {
             singleshot: AtomicU64::new(NEVER),
-            period: AtomicU64::new(0),
+            period: AtomicU64::new(FIRST_PERIOD),
             periodic: AtomicU64::new(NEVER),
+        }
+    }
+
+    /// The CPU starts, and with it the periodic timer, unless the guest has set that already.
+    pub(crate) fn begin(&self) {
+        let period = self.period.load(Ordering::SeqCst);
+        if period != 0 && self.periodic.load(Ordering::SeqCst) == NEVER {
+            self.set_period(period);
         }
     }
 
@@ -229,7 +254,7 @@ mod tests {
 
     #[test]
     fn the_clock_agrees_with_the_hosts() {
-        let clock = Clock::default();
+        let clock = Clock::new(false);
         let info = clock.update();
         assert!(info.tsc_to_system_mul != 0 && clock.changes() == 1);
         let (before, guest) = (now(), pvclock::nanoseconds(&info, tsc()));
@@ -249,6 +274,10 @@ mod tests {
         let first = timers.deadline();
         assert!(timers.take_due(first) && timers.deadline() == first + 10);
         timers.set_period(0);
-        assert_eq!(timers.deadline(), NEVER);
+        timers.begin();
+        assert_eq!(timers.deadline(), NEVER, "stopped before the start, it stays so");
+        let untouched = Timers::new();
+        untouched.begin();
+        assert_ne!(untouched.deadline(), NEVER);
     }
 }

@@ -106,17 +106,19 @@ impl VcpuShared {
         self.initialised.load(Ordering::SeqCst)
     }
 
-    /// The first CPU has the state that the builder gave it.
+    /// It has a state; the first CPU from the builder.
     pub(crate) fn set_initialised(&self) {
         self.initialised.store(true, Ordering::SeqCst);
     }
 
     /// Gives it its first state.
     pub(crate) fn set_context(&self, context: Box<VcpuGuestContext>) -> Result<u64, Errno> {
-        *self.context.lock().unwrap_or_else(PoisonError::into_inner) = Some(context);
-        if self.initialised.swap(true, Ordering::SeqCst) {
+        let mut place = self.context.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_initialised() {
             return Err(Errno::EEXIST);
         }
+        *place = Some(context);
+        self.set_initialised();
         Ok(0)
     }
 

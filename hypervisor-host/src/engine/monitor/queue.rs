@@ -20,6 +20,10 @@ pub(super) struct Change {
 pub(super) const EVERYTHING: Change =
     Change { address: BOTTOM, length: TOP - BOTTOM, protection: UNMAP, offset: 0 };
 
+/// Changes that wait for one process at most; then everything goes, and comes back when it is needed. It bounds what a
+/// CPU that does not run can be made to remember.
+const LONGEST: usize = 1024;
+
 /// The changes to come, in order.
 #[derive(Debug, Default)]
 pub(super) struct Queue(VecDeque<Change>);
@@ -37,6 +41,10 @@ impl Queue {
         {
             last.length += change.length;
             return;
+        }
+        if self.0.len() >= LONGEST {
+            self.0.clear();
+            self.0.push_back(EVERYTHING);
         }
         self.0.push_back(change);
     }

@@ -6,6 +6,7 @@ mod escape;
 mod exceptions;
 mod life;
 mod paging;
+mod several;
 mod state;
 
 use std::sync::Arc;

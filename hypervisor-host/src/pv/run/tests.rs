@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use janus_proto::abi::xen::Hypercall;
 use janus_proto::abi::xen::sched::{SchedOp, ShutdownReason};
 use janus_proto::addr::{DomId, Port};
+use zerocopy::{FromZeros as _, IntoBytes as _};
 
 use super::*;
 use crate::engine::{Registers, Vcpu};
@@ -207,4 +208,113 @@ fn a_debugger_stops_the_domain_at_a_breakpoint_and_lets_it_go() {
     assert!(domain.ended().is_none());
     domain.unpause();
     assert!(matches!(domain.wait().reason, EndReason::Shutdown(ShutdownReason::POWEROFF)));
+}
+
+/// Takes the events of a CPU as its guest would, and begins anew on its stack: the end of every upcall here.
+fn take_events(domain: &Domain, vcpu: usize, registers: &mut Registers) {
+    let page = domain.ram().frame(domain.shared_info()).unwrap();
+    let info = domain.vcpu(vcpu).info().unwrap();
+    info[0].fetch_and(!0xff, SeqCst);
+    info[1].swap(0, SeqCst);
+    // All ports are in the first word; each CPU has its own.
+    page[2048 / 8].fetch_and(!(2 << vcpu), SeqCst);
+    (registers.rip, registers.rsp) = (0x1000, STACK - 0x800 * vcpu as u64);
+}
+
+#[test]
+fn cpus_wake_each_other_and_no_event_is_lost() {
+    const ROUNDS: usize = 1500;
+    let (domain, _) = fake::domain(2);
+    // Ports 1 and 2 are for CPUs 0 and 1.
+    for vcpu in 0..2_u64 {
+        put(&domain, SCRATCH + vcpu * 16, &[vcpu.try_into().unwrap(), 0]);
+        put(&domain, SCRATCH + 64 + vcpu * 16, &[u32::try_from(vcpu).unwrap() + 1]);
+    }
+    put(&domain, SCRATCH + 128, &[ShutdownReason::POWEROFF.0]);
+    let bind = |vcpu: u64| call(Hypercall::EVENT_CHANNEL_OP, [7, SCRATCH + vcpu * 16, 0]);
+    let send = |vcpu: u64| call(Hypercall::EVENT_CHANNEL_OP, [4, SCRATCH + 64 + vcpu * 16, 0]);
+    let callbacks = || call(Hypercall::SET_CALLBACKS, [0x7000, 0, 0]);
+    let block = || call(Hypercall::SCHED_OP, [SchedOp::BLOCK.0.into(), 0, 0]);
+    // A blocked CPU comes back by its upcall, and then sends.
+    let answer = |vcpu: usize| -> Stretch {
+        let own = domain.clone();
+        Box::new(move |registers| {
+            assert_eq!(registers.rip, 0x7000, "CPU {vcpu} came back without an event");
+            take_events(&own, vcpu, registers);
+            registers.rax = Hypercall::EVENT_CHANNEL_OP.0;
+            [registers.rdi, registers.rsi] = [4, SCRATCH + 64 + (1 - vcpu as u64) * 16];
+            Exit::Hypercall
+        })
+    };
+    let mut first = vec![callbacks(), bind(0), bind(1), call(Hypercall::VCPU_OP, [0, 1, 0x9000])];
+    first.extend([call(Hypercall::VCPU_OP, [1, 1, 0]), send(1)]);
+    let mut second = vec![callbacks()];
+    for _ in 0..ROUNDS {
+        first.extend([block(), answer(0)]);
+        second.extend([block(), answer(1)]);
+    }
+    let end = call(Hypercall::SCHED_OP, [SchedOp::SHUTDOWN.0.into(), SCRATCH + 128, 0]);
+    first.push(end);
+    // The second CPU's first state: a page table of its own, a stack, nothing else.
+    let mut context = VcpuGuestContext::new_zeroed();
+    context.flags = ContextFlags::IN_KERNEL.bits();
+    context.ctrlreg[3] = fake::frame(1).0 << 12;
+    (context.user_regs.rip, context.user_regs.rsp) = (0x1000, STACK - 0x800);
+    domain.space.write(0, 0x9000, context.as_bytes()).unwrap();
+    let engines: Vec<Box<dyn Vcpu>> = vec![Script::new(first), Script::new(second)];
+    domain.start(engines, Registers { rsp: STACK, rip: 0x1000, ..Registers::default() }).unwrap();
+    for _ in 0..3000 {
+        if domain.ended().is_some() {
+            break;
+        }
+        thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let lost = domain.ended().is_none();
+    domain.destroy();
+    let ended = domain.wait();
+    assert!(!lost, "an event was lost");
+    assert!(matches!(ended.reason, EndReason::Shutdown(ShutdownReason::POWEROFF)), "{ended:?}");
+}
+
+#[test]
+fn a_cpu_that_computes_with_events_masked_holds_up_nobody() {
+    let (domain, _) = fake::domain(2);
+    // The second CPU computes for ever, events masked; the first sends to it and to itself, and ends.
+    for vcpu in 0..2_u32 {
+        put(&domain, SCRATCH + u64::from(vcpu) * 16, &[vcpu, 0]);
+        put(&domain, SCRATCH + 64 + u64::from(vcpu) * 16, &[vcpu + 1]);
+    }
+    put(&domain, SCRATCH + 128, &[ShutdownReason::POWEROFF.0]);
+    let mut context = VcpuGuestContext::new_zeroed();
+    context.flags = ContextFlags::IN_KERNEL.bits();
+    context.ctrlreg[3] = fake::frame(1).0 << 12;
+    domain.space.write(0, 0x9000, context.as_bytes()).unwrap();
+    let own = domain.clone();
+    let computes: Stretch = Box::new(move |registers| {
+        while own.vcpu(1).mode() != Mode::Guest {
+            thread::yield_now();
+        }
+        registers.rax = Hypercall::SCHED_OP.0;
+        registers.rdi = SchedOp::YIELD.0.into();
+        Exit::Hypercall
+    });
+    let mut first = vec![
+        call(Hypercall::SET_CALLBACKS, [0x7000, 0, 0]),
+        call(Hypercall::EVENT_CHANNEL_OP, [7, SCRATCH, 0]),
+        call(Hypercall::EVENT_CHANNEL_OP, [7, SCRATCH + 16, 0]),
+        call(Hypercall::VCPU_OP, [0, 1, 0x9000]),
+        call(Hypercall::VCPU_OP, [1, 1, 0]),
+        computes,
+    ];
+    for _ in 0..100 {
+        first.push(call(Hypercall::EVENT_CHANNEL_OP, [4, SCRATCH + 80, 0]));
+    }
+    first.push(call(Hypercall::EVENT_CHANNEL_OP, [4, SCRATCH + 64, 0]));
+    first.push(call(Hypercall::SCHED_OP, [SchedOp::BLOCK.0.into(), 0, 0]));
+    first.push(call(Hypercall::SCHED_OP, [SchedOp::SHUTDOWN.0.into(), SCRATCH + 128, 0]));
+    let engines: Vec<Box<dyn Vcpu>> = vec![Script::new(first), Script::new(Vec::new())];
+    domain.start(engines, Registers { rsp: STACK, rip: 0x1000, ..Registers::default() }).unwrap();
+    let ended = domain.wait();
+    assert!(matches!(ended.reason, EndReason::Shutdown(ShutdownReason::POWEROFF)), "{ended:?}");
+    assert!(domain.vcpu(1).is_pending(), "its event waits for it");
 }
