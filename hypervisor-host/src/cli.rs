@@ -3,8 +3,11 @@
 mod crash;
 mod describe;
 mod doctor;
+mod engine;
+mod kvm;
 mod options;
 mod outcome;
+mod qemu;
 mod run;
 mod tail;
 mod terminal;
@@ -13,7 +16,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Runs Xen PV guests as ordinary processes: without Xen, without KVM, without root.
+/// Runs guests as ordinary processes: those of Xen PV without Xen, KVM or root, and others where there is KVM.
 #[derive(Debug, Parser)]
 #[command(name = "janus", version, about, after_help = EXIT_CODES)]
 struct Arguments {

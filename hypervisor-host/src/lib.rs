@@ -10,6 +10,7 @@ pub mod doctor;
 pub mod engine;
 pub mod guest;
 pub mod host;
+pub mod kvm;
 pub mod machine;
 pub mod memory;
 pub mod netback;

@@ -63,6 +63,7 @@ enum Task {
 enum LabTask {
     /// Real Xen with a Debian dom0, inside QEMU.
     Xen(lab::command::XenArguments),
+    Kvm(lab::kvm::KvmArguments),
 }
 
 fn tidy(fix: bool) -> anyhow::Result<ExitCode> {
@@ -93,6 +94,7 @@ fn main() -> ExitCode {
         Task::Lab(LabTask::Xen(arguments)) => {
             lab::command::xen(&arguments).map(|()| ExitCode::SUCCESS)
         }
+        Task::Lab(LabTask::Kvm(arguments)) => lab::kvm::kvm(&arguments),
     };
     match outcome {
         Ok(code) => code,

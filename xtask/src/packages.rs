@@ -54,6 +54,15 @@ pub(crate) const CLOUD: &[Need] = &[
     need("modprobe", "kmod"),
     need("xz", "xz-utils"),
 ];
+/// Real KVM, in a Debian kernel in QEMU.
+pub(crate) const KVM_LAB: &[Need] = &[
+    need("/boot/vmlinuz-6.1.0-*-cloud-amd64", "linux-image-cloud-amd64"),
+    need("/bin/busybox", "busybox-static"),
+    need("curl", "curl"),
+    need("lz4", "lz4"),
+    need("modprobe", "kmod"),
+    need("xz", "xz-utils"),
+];
 /// The Xen headers, against which the ABI structures are checked.
 pub(crate) const HEADERS: &[Need] =
     &[need("/usr/include/xen/xen.h", "libxen-dev"), need("cc", "gcc"), need("make", "make")];

@@ -3,15 +3,17 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
+use super::engine::EngineArgument;
 use crate::guest::{DiskFile, NetworkKind, Writes, disk_number};
+use crate::kvm::Door;
 use crate::usernet::{Config, Publish};
 
 /// Runs a guest until it ends. Ctrl-] leaves and ends it.
 #[derive(Clone, Debug, Args)]
 pub(super) struct RunArguments {
-    /// The kernel: an ELF file with Xen notes.
+    /// The kernel: an ELF file with Xen notes; on KVM also one with a PVH note, or a bzImage.
     #[arg(value_name = "IMAGE")]
     pub(super) image: PathBuf,
     /// A disk image, raw or qcow2; with `,ro` the guest may only read it, with `,snapshot` what it writes is forgotten.
@@ -29,6 +31,18 @@ pub(super) struct RunArguments {
     /// Memory, in MiB unless K, M or G follows.
     #[arg(short, long, default_value = "256M", value_parser = mebibytes)]
     pub(super) memory: u64,
+    /// What it runs on.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(super) engine: EngineArgument,
+    /// On KVM: by which protocol the kernel is entered.
+    #[arg(long, value_enum, default_value = "any")]
+    pub(super) door: DoorArgument,
+    /// On KVM: memory in huge pages of the host.
+    #[arg(long)]
+    pub(super) hugepages: bool,
+    /// With `--engine qemu`: prints QEMU's command line, and does nothing.
+    #[arg(long)]
+    pub(super) dry_run: bool,
     /// Serves the guest's xenstore on this socket: `XENSTORED_PATH=SOCKET xenstore-ls -s`.
     #[arg(long, value_name = "SOCKET")]
     pub(super) xenstore: Option<PathBuf>,
@@ -56,6 +70,28 @@ pub(super) struct RunArguments {
     /// Prints what the guest did: hypercalls with counts and times.
     #[arg(long)]
     pub(super) stat: bool,
+}
+
+/// By which protocol a kernel is entered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum DoorArgument {
+    /// By the PVH note if there is one, else as Linux.
+    #[default]
+    Any,
+    /// By the PVH note.
+    Pvh,
+    /// By Linux's 64-bit boot protocol.
+    Linux,
+}
+
+impl From<DoorArgument> for Door {
+    fn from(door: DoorArgument) -> Self {
+        match door {
+            DoorArgument::Any => Self::Any,
+            DoorArgument::Pvh => Self::Pvh,
+            DoorArgument::Linux => Self::Linux,
+        }
+    }
 }
 
 fn disk(text: &str) -> Result<DiskFile, String> {

@@ -29,6 +29,16 @@ pub(super) enum Cut {
     Left,
 }
 
+/// Calls `end` once so much time has passed.
+pub(super) fn end_after(time: Duration, end: impl FnOnce() + Send + 'static) -> Result<(), String> {
+    let watch = move || {
+        std::thread::sleep(time);
+        end();
+    };
+    let thread = std::thread::Builder::new().name("timeout".into()).spawn(watch);
+    thread.map(drop).map_err(|error| format!("no thread for --timeout: {error}"))
+}
+
 /// The exit code of a run, whose unexpected ends are told of here.
 pub(super) fn code_of(
     ended: &Ended,

@@ -1,17 +1,20 @@
 //! `janus run`: one guest on this terminal.
 
 use std::io::{IsTerminal as _, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use janus_proto::abi::xen::sched::ShutdownReason;
 
 use super::describe::describe;
+use super::engine::{Choice, Engine, choose};
 use super::options::RunArguments;
 use super::outcome::{Cut, REBOOT, USAGE, code_of};
 use super::tail::{Out, Tail};
-use super::{crash, terminal};
+use super::{crash, kvm, qemu, terminal};
 use crate::guest::{Description, Guest, GuestError};
+use crate::kvm::probe;
 use crate::pv::domain::EndReason;
 
 pub(super) fn run(arguments: &RunArguments) -> ExitCode {
@@ -22,8 +25,18 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
+    let Choice { engine, reason } =
+        choose(arguments.engine, || probe::probe(Path::new(probe::DEVICE)));
+    if let Some(reason) = reason {
+        eprintln!("janus: {} runs on {reason}", description.name);
+    }
     loop {
-        match once(arguments, &description) {
+        let ended = match engine {
+            Engine::Monitor => once(arguments, &description).map_err(|error| error.to_string()),
+            Engine::Kvm => kvm::once(arguments, &description),
+            Engine::Qemu { kvm } => qemu::once(arguments, &description, kvm),
+        };
+        match ended {
             Ok(REBOOT) if !arguments.no_reboot => {
                 eprintln!("janus: {} starts again", description.name)
             }
@@ -60,7 +73,10 @@ fn once(arguments: &RunArguments, description: &Description) -> Result<u8, Guest
             domain.destroy();
         }
     };
-    let terminal = terminal::attach(guest.host.console().clone(), end.clone());
+    let terminal = {
+        let console = guest.host.console().clone();
+        terminal::attach(move |bytes| console.type_bytes(bytes), end.clone())
+    };
     if let Some(time) = arguments.timeout {
         let watch = move || {
             std::thread::sleep(time);

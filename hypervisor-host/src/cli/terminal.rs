@@ -5,7 +5,6 @@ use std::io::{self, IsTerminal as _, Read as _};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
 use super::outcome::Cut;
-use crate::host::Console;
 
 /// Ctrl-].
 const LEAVE: u8 = 0x1d;
@@ -22,8 +21,12 @@ impl Drop for Attached {
     }
 }
 
-/// Gives the terminal to a guest's console; `end` is called when somebody leaves.
-pub(super) fn attach(console: Console, end: impl Fn(Cut) + Send + 'static) -> Attached {
+/// Gives the terminal to a guest's console: `type_bytes` gets what is typed, and says whether anybody still wants it;
+/// `end` is called when somebody leaves.
+pub(super) fn attach(
+    type_bytes: impl Fn(&[u8]) -> bool + Send + 'static,
+    end: impl Fn(Cut) + Send + 'static,
+) -> Attached {
     let interactive = io::stdin().is_terminal();
     let settings = interactive.then(|| tcgetattr(io::stdin()).ok()).flatten();
     if let Some(settings) = &settings {
@@ -43,7 +46,7 @@ pub(super) fn attach(console: Console, end: impl Fn(Cut) + Send + 'static) -> At
                     if interactive && bytes.contains(&LEAVE) {
                         return end(Cut::Left);
                     }
-                    if !console.type_bytes(bytes) {
+                    if !type_bytes(bytes) {
                         return;
                     }
                 }

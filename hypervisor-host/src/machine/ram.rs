@@ -17,12 +17,29 @@ use janus_proto::addr::{Mfn, PAGE_SIZE};
 /// The first machine frame of every guest: 4 GiB.
 pub const FIRST_FRAME: Mfn = Mfn(0x10_0000);
 
+/// What numbers the frames of a guest have: one run of them, or two with a hole between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Numbering {
+    /// The first frame.
+    pub first: Mfn,
+    /// How many follow it without a gap.
+    pub below: u64,
+    /// The number of the first frame behind the hole, if there are more.
+    pub above: Mfn,
+}
+
+impl Numbering {
+    /// All frames follow each other from [`FIRST_FRAME`] on.
+    pub const MACHINE: Self = Self { first: FIRST_FRAME, below: u64::MAX, above: Mfn(u64::MAX) };
+}
+
 /// The memory of one guest.
 #[derive(Debug)]
 pub struct Ram {
     file: File,
     base: NonNull<u8>,
     frames: u64,
+    numbering: Numbering,
 }
 
 // SAFETY: the memory is only handed out as atomics and lives as long as `Ram`.
@@ -36,13 +53,23 @@ impl Ram {
     /// # Errors
     /// The host has no memory, or no `memfd_create`.
     pub fn new(frames: u64) -> io::Result<Self> {
+        Self::with_numbering(frames, Numbering::MACHINE, 0)
+    }
+
+    /// As [`Self::new`], with frames numbered otherwise, and with further flags of `memfd_create(2)`, such as those
+    /// for huge pages.
+    ///
+    /// # Errors
+    /// The host has no memory, or none of that kind, or no `memfd_create`.
+    pub fn with_numbering(frames: u64, numbering: Numbering, flags: u32) -> io::Result<Self> {
         let too_much =
             || io::Error::new(io::ErrorKind::InvalidInput, "that much memory has no address");
         let bytes = frames.checked_mul(PAGE_SIZE as u64).ok_or_else(too_much)?;
         let length = usize::try_from(bytes).map_err(|_| too_much())?;
         // SAFETY: the name is a C string; the call touches no memory of ours.
         let fd = unsafe {
-            libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)
+            let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | flags;
+            libc::memfd_create(c"guest".as_ptr(), flags)
         };
         if fd < 0 {
             return Err(io::Error::last_os_error());
@@ -76,7 +103,7 @@ impl Ram {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast()).ok_or_else(io::Error::last_os_error)?;
-        Ok(Self { file, base, frames })
+        Ok(Self { file, base, frames, numbering })
     }
 
     /// How many frames there are.
@@ -94,8 +121,10 @@ impl Ram {
     /// Where a frame is in the file, in bytes; `None`: this guest has no such frame.
     #[must_use]
     pub fn offset(&self, frame: Mfn) -> Option<u64> {
-        let index = frame.0.checked_sub(FIRST_FRAME.0).filter(|index| *index < self.frames)?;
-        Some(index * PAGE_SIZE as u64)
+        let Numbering { first, below, above } = self.numbering;
+        let index = frame.0.checked_sub(first.0)?;
+        let index = if index < below { index } else { frame.0.checked_sub(above.0)? + below };
+        (index < self.frames).then(|| index * PAGE_SIZE as u64)
     }
 
     /// A frame as 512 words, each read or written in one piece; `None`: this guest has no such frame.
@@ -131,7 +160,11 @@ impl Ram {
     pub fn words(&self, frame: Mfn, count: u64) -> Option<&[AtomicU32]> {
         let offset = self.offset(frame)?;
         let bytes = count.checked_mul(PAGE_SIZE as u64)?;
-        if offset.checked_add(bytes)? > self.frames * PAGE_SIZE as u64 {
+        // They do not follow each other across a hole.
+        let last = frame.0.checked_add(count.max(1) - 1)?;
+        if self.offset(Mfn(last))?
+            != offset.checked_add(bytes.max(PAGE_SIZE as u64))? - PAGE_SIZE as u64
+        {
             return None;
         }
         let (offset, words) = (usize::try_from(offset).ok()?, usize::try_from(bytes / 4).ok()?);
@@ -177,6 +210,19 @@ mod tests {
             assert!(ram.frame(Mfn(frame)).is_none());
         }
         assert!(ram.words(FIRST_FRAME, 5).is_none() && ram.words(FIRST_FRAME, u64::MAX).is_none());
+    }
+
+    #[test]
+    fn frames_on_both_sides_of_a_hole_are_had_and_none_inside() {
+        let numbering = Numbering { first: Mfn(0), below: 3, above: Mfn(100) };
+        let ram = Ram::with_numbering(5, numbering, 0).unwrap();
+        let page = PAGE_SIZE as u64;
+        let offsets = [0, 2, 3, 99, 100, 101, 102].map(|frame| ram.offset(Mfn(frame)));
+        let [low, mid] = [Some(0), Some(2 * page)];
+        let expected = [low, mid, None, None, Some(3 * page), Some(4 * page), None];
+        assert_eq!(offsets, expected);
+        assert!(ram.words(Mfn(0), 3).is_some() && ram.words(Mfn(100), 2).is_some());
+        assert!(ram.words(Mfn(2), 2).is_none() && ram.words(Mfn(2), 99).is_none());
     }
 
     #[test]

@@ -84,13 +84,13 @@ pub(crate) fn kernel_version(kernel: &Path) -> Result<String> {
     Ok(name.strip_prefix("vmlinuz-").context("not a kernel's file name")?.to_owned())
 }
 
-fn is_newer(made: &Path, source: &Path) -> bool {
+pub(super) fn is_newer(made: &Path, source: &Path) -> bool {
     let time = |path: &Path| std::fs::metadata(path).and_then(|meta| meta.modified());
     matches!((time(made), time(source)), (Ok(made), Ok(source)) if made >= source)
 }
 
 /// Replaces a file as a whole: another run may be reading it.
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     paths::replace(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }
 
@@ -108,7 +108,7 @@ fn unpack(tool: &str, bytes: &[u8], target: &Path) -> Result<()> {
 }
 
 /// Takes the ELF file out of a bzImage (Documentation/arch/x86/boot.rst: `payload_offset`, `payload_length`).
-fn unpack_kernel(source: &Path, target: &Path) -> Result<()> {
+pub(super) fn unpack_kernel(source: &Path, target: &Path) -> Result<()> {
     let image = std::fs::read(source)?;
     let word = |at: usize| -> Option<usize> {
         let bytes: [u8; 4] = image.get(at..at + 4)?.try_into().ok()?;
@@ -120,12 +120,13 @@ fn unpack_kernel(source: &Path, target: &Path) -> Result<()> {
         // The last four bytes are the unpacked length, not part of the compressed stream.
         image.get(start..start + word(0x24c)?.checked_sub(4)?)
     };
-    let payload = payload().context("the dom0 kernel is not a bzImage")?;
+    let payload = payload().with_context(|| format!("{} is not a bzImage", source.display()))?;
     let tool = match payload {
         [0xfd, b'7', b'z', ..] => "xz",
         [0x1f, 0x8b, ..] => "gzip",
         [0x28, 0xb5, 0x2f, 0xfd, ..] => "zstd",
-        _ => bail!("the dom0 kernel is compressed in an unknown way"),
+        [0x02, 0x21, 0x4c, 0x18, ..] => "lz4",
+        _ => bail!("{} is compressed in an unknown way", source.display()),
     };
     unpack(tool, payload, target)
 }
@@ -185,7 +186,7 @@ pub(crate) fn add_busybox(archive: &mut Cpio) -> Result<()> {
 }
 
 /// Adds a program with the shared libraries that ldd names.
-fn add_program(archive: &mut Cpio, program: &Path) -> Result<()> {
+pub(super) fn add_program(archive: &mut Cpio, program: &Path) -> Result<()> {
     archive.copy(program)?;
     let libraries = process::output(Command::new("ldd").arg(program))?;
     for library in libraries.split_whitespace().filter(|word| word.starts_with('/')) {

@@ -65,6 +65,10 @@ gone() {
 	while xl domid $1 >/dev/null 2>&1; do sleep 0.1; done
 }
 
+destroy() {
+	xl destroy $1
+}
+
 # attach NAME: as `guest`, but the port is the guest's console, byte by byte, until it ends.
 attach() {
 	if xl create -p /run/$1.cfg >/run/$1.xl 2>&1; then

@@ -5,6 +5,7 @@
 
 pub(crate) mod command;
 mod dom0;
+pub(crate) mod kvm;
 
 use std::fmt::Write as _;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -18,6 +19,7 @@ pub(crate) use dom0::{add_busybox, kernel_version, modules};
 
 use crate::console::{Console, Echo, Missed};
 use crate::cpio::Cpio;
+use crate::matrix::steps::{self, Fetched};
 use crate::paths;
 use crate::process::{self, Process};
 
@@ -104,21 +106,8 @@ impl Lab {
     /// A package is missing, or the lab does not come up within its time.
     pub(crate) fn start(setup: &Setup, echo: Echo) -> Result<Self> {
         let parts = dom0::assemble()?;
-        let directory = paths::cache(&format!("lab/run-{}-{}", std::process::id(), unique()))?;
-        let mut initramfs = std::fs::read(&parts.base)?;
-        let mut archive = Cpio::default();
-        for (name, file) in &setup.images {
-            let contents =
-                std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-            archive.file(&format!("images/{name}"), &contents);
-        }
-        initramfs.extend(archive.finish());
-        let initrd = directory.join("dom0.cpio");
-        std::fs::write(&initrd, initramfs)?;
-        // Below the limit for socket paths wherever the workspace lies.
-        let socket =
-            std::env::temp_dir().join(format!("janus-lab-{}-{}", std::process::id(), unique()));
-        let listener = UnixListener::bind(&socket).context("cannot make the lab's socket")?;
+        let directory = own_directory()?;
+        let initrd = initramfs(&parts.base, &directory, &setup.images)?;
 
         let or = |value: u32, usual: u32| if value == 0 { usual } else { value };
         let mut qemu = Command::new("qemu-system-x86_64");
@@ -145,8 +134,17 @@ impl Lab {
                 "{} console=hvc0 quiet panic=-1,{}",
                 parts.kernel.display(),
                 initrd.display()
-            ))
-            .arg("-chardev")
+            ));
+        Self::boot(qemu, &setup.disks, directory, echo)
+    }
+
+    /// Starts the machine, and waits until its `/init` obeys.
+    fn boot(mut qemu: Command, disks: &[PathBuf], directory: PathBuf, echo: Echo) -> Result<Self> {
+        // Below the limit for socket paths wherever the workspace lies.
+        let socket =
+            std::env::temp_dir().join(format!("janus-lab-{}-{}", std::process::id(), unique()));
+        let listener = UnixListener::bind(&socket).context("cannot make the lab's socket")?;
+        qemu.arg("-chardev")
             .arg(format!("socket,id=lab,path={}", socket.display()))
             .args([
                 "-device",
@@ -155,7 +153,7 @@ impl Lab {
                 "virtserialport,chardev=lab,name=lab",
             ])
             .stdin(Stdio::null());
-        for (index, disk) in setup.disks.iter().enumerate() {
+        for (index, disk) in disks.iter().enumerate() {
             qemu.arg("-drive")
                 .arg(format!("file={},if=none,id=d{index},format=raw,snapshot=on", disk.display()))
                 .arg("-device")
@@ -170,13 +168,13 @@ impl Lab {
         let deadline = lab.machine.started + Duration::from_secs(90);
         lab.output
             .line(&mut 0, deadline, |line| line.starts_with("lab: ready").then_some(()))
-            .map_err(|missed| lab.failure("dom0 did not come up", missed))?;
+            .map_err(|missed| lab.failure("the lab did not come up", missed))?;
         Ok(lab)
     }
 
     fn failure(&self, what: &str, missed: Missed) -> anyhow::Error {
         anyhow!(
-            "{what} ({missed}); the last of Xen's serial line:{}{}\n  of the port:{}",
+            "{what} ({missed}); the last of its serial line:{}{}\n  of the port:{}",
             self.machine.console.tail(15),
             self.machine.errors.tail(3),
             self.output.tail(10)
@@ -232,17 +230,41 @@ impl Lab {
         Ok((status, printed))
     }
 
+    /// Fetches with the lab's own curl.
+    ///
+    /// # Errors
+    /// curl fails, or the lab died.
+    pub(crate) fn fetch(&mut self, url: &str, deadline: Instant) -> Result<Fetched> {
+        let words = steps::curl_words(url, "/tmp/fetched", deadline);
+        let command = format!(
+            "rm -f /tmp/fetched; curl {} && echo && sha256sum /tmp/fetched",
+            words.join(" ")
+        );
+        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
+        let (status, text) = self.run(&command, left)?;
+        if status != 0 {
+            bail!("curl in the lab: {}", text.trim());
+        }
+        let mut parts = text.split_whitespace();
+        let status = parts.next().context("curl printed no status")?.parse()?;
+        Ok(Fetched { status, sha256: parts.next().context("no sum")?.to_owned() })
+    }
+
     /// Creates a guest, which then runs beside whatever comes next.
     ///
     /// # Errors
     /// The lab died.
     pub(crate) fn create(&mut self, domain: &Domain) -> Result<Guest> {
-        self.configure(domain)?;
+        self.begin(&domain.name, &domain.config())
+    }
+
+    /// Starts what the text describes: a domain for `xl`, or a command for the shell of the KVM lab.
+    fn begin(&mut self, name: &str, text: &str) -> Result<Guest> {
+        self.configure(name, text)?;
         let start = self.output.position();
-        let name = &domain.name;
         let limit = Duration::from_secs(10);
         self.run(&format!("guest {name} </dev/null >/dev/null 2>&1 &"), limit)?;
-        Ok(Guest { name: name.clone(), cursor: start, start })
+        Ok(Guest { name: name.to_owned(), cursor: start, start })
     }
 
     /// Creates a guest that waits for `xl unpause`.
@@ -250,7 +272,7 @@ impl Lab {
     /// # Errors
     /// The lab died, or `xl` cannot create the guest.
     pub(crate) fn create_paused(&mut self, domain: &Domain) -> Result<Guest> {
-        self.configure(domain)?;
+        self.configure(&domain.name, &domain.config())?;
         let start = self.output.position();
         let (status, text) =
             self.run(&format!("paused {}", domain.name), Duration::from_secs(30))?;
@@ -260,9 +282,8 @@ impl Lab {
         Ok(Guest { name: domain.name.clone(), cursor: start, start })
     }
 
-    fn configure(&mut self, domain: &Domain) -> Result<()> {
-        let command =
-            format!("printf '%b' '{}' >/run/{}.cfg", escaped(&domain.config()), domain.name);
+    fn configure(&mut self, name: &str, text: &str) -> Result<()> {
+        let command = format!("printf '%b' '{}' >/run/{name}.cfg", escaped(text));
         self.run(&command, Duration::from_secs(10))?;
         Ok(())
     }
@@ -275,7 +296,7 @@ impl Lab {
     /// The lab died.
     pub(crate) fn attach(&mut self, domain: &Domain) -> Result<UnixStream> {
         use std::io::Write as _;
-        self.configure(domain)?;
+        self.configure(&domain.name, &domain.config())?;
         self.port.write_all(format!("0 attach {}\n", domain.name).as_bytes())?;
         Ok(self.port.try_clone()?)
     }
@@ -355,7 +376,7 @@ impl Lab {
     /// # Errors
     /// The lab died.
     pub(crate) fn destroy(&mut self, guest: &Guest) -> Result<()> {
-        self.run(&format!("xl destroy {}", guest.name), Duration::from_secs(20))?;
+        self.run(&format!("destroy {}", guest.name), Duration::from_secs(20))?;
         let marker = format!("lab: ended {} ", guest.name);
         let deadline = Instant::now() + Duration::from_secs(10);
         self.output
@@ -483,6 +504,26 @@ fn escaped(text: &str) -> String {
 fn is_guest_line(line: &str) -> bool {
     let word = line.find(|c: char| !c.is_ascii_alphanumeric() && c != '-').unwrap_or(line.len());
     word > 0 && matches!(line.get(word..word + 2), Some("| " | "! "))
+}
+
+/// A directory for one run of a lab.
+fn own_directory() -> Result<PathBuf> {
+    Ok(paths::cache(&format!("lab/run-{}-{}", std::process::id(), unique()))?)
+}
+
+/// An initramfs of a base and the files of this run, as `/images/NAME`.
+fn initramfs(base: &Path, directory: &Path, images: &[(String, PathBuf)]) -> Result<PathBuf> {
+    let mut bytes = std::fs::read(base)?;
+    let mut archive = Cpio::default();
+    for (name, file) in images {
+        let contents =
+            std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        archive.file(&format!("images/{name}"), &contents);
+    }
+    bytes.extend(archive.finish());
+    let file = directory.join("initramfs.cpio");
+    std::fs::write(&file, bytes)?;
+    Ok(file)
 }
 
 /// A number that no other lab of this process has.

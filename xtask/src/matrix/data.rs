@@ -50,6 +50,17 @@ pub(crate) enum Row {
     Dom0(Mode),
     /// The bundled VMM, as a Xen PV guest in a process.
     Monitor,
+    /// The bundled VMM with real KVM, in the KVM lab.
+    Kvm(KvmDoor),
+}
+
+/// How the bundled VMM enters a guest of KVM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KvmDoor {
+    /// By the PVH note.
+    Pvh,
+    /// By Linux's 64-bit protocol.
+    Linux,
 }
 
 /// What GRUB runs on.
@@ -220,6 +231,8 @@ fn row(name: &str, data: &RowData) -> Result<Row> {
         ("dom0", Some("pv")) => Row::Dom0(Mode::Pv),
         ("dom0", Some("pvh")) => Row::Dom0(Mode::Pvh),
         ("monitor", None) => Row::Monitor,
+        ("kvm", None | Some("pvh")) => Row::Kvm(KvmDoor::Pvh),
+        ("kvm", Some("linux64")) => Row::Kvm(KvmDoor::Linux),
         (_, door) => bail!("row {name}: no machine {machine:?} with door {door:?}"),
     })
 }

@@ -42,18 +42,7 @@ impl Place for XenPlace<'_> {
         self.lab.type_to(self.guest, text)
     }
     fn fetch(&mut self, path: &str, deadline: Instant) -> Result<Fetched> {
-        let words = steps::curl_words(&format!("http://10.0.0.2{path}"), "/tmp/fetched", deadline);
-        let command = format!(
-            "rm -f /tmp/fetched; curl {} && echo && sha256sum /tmp/fetched",
-            words.join(" ")
-        );
-        let (status, text) = self.lab.run(&command, left(deadline))?;
-        if status != 0 {
-            bail!("curl in dom0: {}", text.trim());
-        }
-        let mut parts = text.split_whitespace();
-        let status = parts.next().context("curl printed no status")?.parse()?;
-        Ok(Fetched { status, sha256: parts.next().context("no sum")?.to_owned() })
+        self.lab.fetch(&format!("http://10.0.0.2{path}"), deadline)
     }
     fn dom0(&mut self, command: &str, deadline: Instant) -> Result<()> {
         let command = command.replace("{guest}", self.guest.name()).replace("{disk}", self.disk);

@@ -3,10 +3,11 @@
 pub(crate) mod data;
 mod disks;
 pub(crate) mod judge;
+mod kvm_row;
 mod lab_row;
 mod monitor_row;
 mod qemu_row;
-mod steps;
+pub(crate) mod steps;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -62,9 +63,14 @@ fn command_line(case: &Case) -> Result<String> {
     Ok(words.trim().to_owned())
 }
 
-/// Which of the two kinds of workers takes an instance.
+/// Whether an instance is a guest of the Xen lab.
 fn is_for_the_lab(instance: &Instance) -> bool {
     matches!(instance.row, Row::Xen(_))
+}
+
+/// Whether an instance is a guest of the KVM lab.
+fn is_for_the_kvm_lab(instance: &Instance) -> bool {
+    matches!(instance.row, Row::Kvm(_))
 }
 
 /// The instances that `selection` takes; the images must have been built.
@@ -85,7 +91,7 @@ pub(crate) fn select(
     Ok(instances)
 }
 
-/// Runs instances on two threads: one for the lab, one (or both, in the end) for single machines.
+/// Runs instances on two threads: each has a lab (Xen's, KVM's) first, and both, in the end, single machines.
 ///
 /// # Errors
 /// The set-up fails; failing tests are in `results`.
@@ -95,7 +101,8 @@ pub(crate) fn run_all(
     results: &Results,
 ) -> Result<()> {
     results.expect(instances.len());
-    let (lab, mut single): (Vec<_>, Vec<_>) = instances.into_iter().partition(is_for_the_lab);
+    let (lab, single): (Vec<_>, Vec<_>) = instances.into_iter().partition(is_for_the_lab);
+    let (kvm, mut single): (Vec<_>, Vec<_>) = single.into_iter().partition(is_for_the_kvm_lab);
     single.reverse();
     let single = Mutex::new(single);
     let work = || {
@@ -108,7 +115,12 @@ pub(crate) fn run_all(
         }
     };
     std::thread::scope(|scope| {
-        let other = scope.spawn(work);
+        let other = scope.spawn(|| {
+            if !kvm.is_empty() {
+                run_kvm_lab(&kvm, images, results);
+            }
+            work();
+        });
         if !lab.is_empty() {
             run_lab(&lab, images, results);
         }
@@ -139,7 +151,7 @@ fn run_single(instance: &Instance, images: &BTreeMap<String, PathBuf>) -> Result
         }
         Row::Dom0(mode) => qemu_row::run_as_dom0(instance, &image, mode),
         Row::Monitor => monitor_row::run(instance, &image),
-        Row::Xen(_) => bail!("not a row for a single machine"),
+        Row::Xen(_) | Row::Kvm(_) => bail!("not a row for a single machine"),
     }
 }
 
@@ -163,6 +175,33 @@ fn run_lab(instances: &[Instance], images: &BTreeMap<String, PathBuf>, results: 
         }
         let (Some(running), Row::Xen(mode)) = (&mut bench, instance.row) else { continue };
         let run = running.run(instance, mode);
+        if run.is_err() {
+            bench = None;
+        }
+        note(instance, run, start, results);
+    }
+}
+
+/// All of the KVM lab's tests, as [`run_lab`].
+fn run_kvm_lab(instances: &[Instance], images: &BTreeMap<String, PathBuf>, results: &Results) {
+    let mut bench = None;
+    for instance in instances {
+        let mut start = Instant::now();
+        if bench.is_none() {
+            match kvm_row::Bench::start(instances, images) {
+                Ok(started) => {
+                    println!("    (KVM up in {:.1} s)", start.elapsed().as_secs_f32());
+                    start = Instant::now();
+                    bench = Some(started);
+                }
+                Err(error) => {
+                    note(instance, Err(error), start, results);
+                    continue;
+                }
+            }
+        }
+        let (Some(running), Row::Kvm(door)) = (&mut bench, instance.row) else { continue };
+        let run = running.run(instance, door);
         if run.is_err() {
             bench = None;
         }

@@ -17,7 +17,7 @@ use crate::process::{self, Process};
 use crate::{qemu, vmm};
 
 /// The VMM's code where the command line, a file or the host prevented the start.
-const REFUSED: i32 = 2;
+const REFUSED: u8 = 2;
 /// Its code for a guest that asked for a reboot.
 const REBOOT: u8 = 7;
 
@@ -55,7 +55,7 @@ impl Place for MonitorPlace {
 }
 
 /// The VMM, built once a run.
-fn program() -> Result<PathBuf> {
+pub(super) fn program() -> Result<PathBuf> {
     // A failure is kept as well: it would be the same for every test.
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let built = BUILT.get_or_init(|| vmm::build().map_err(|error| format!("{error:#}")));
@@ -106,12 +106,19 @@ pub(crate) fn run(instance: &Instance, image: &Path) -> Result<Run> {
             outcome.trouble =
                 Some(format!("killed after {} s: it did not end by itself", case.timeout_s));
         }
-        Some(status) if status.code() == Some(REFUSED) => outcome.refused = true,
         Some(status) => {
             let code = status.code().and_then(|code| u8::try_from(code).ok());
-            // As on the other rows, where a machine that reboots just ends.
-            outcome.code = code.map(|code| if code == REBOOT { 0 } else { code });
+            take_status(&mut outcome, code);
         }
     }
     Ok(outcome)
+}
+
+/// What the VMM's exit status says of a run; `None`: it has none.
+pub(super) fn take_status(outcome: &mut Run, status: Option<u8>) {
+    outcome.refused = status == Some(REFUSED);
+    if !outcome.refused {
+        // As on the other rows, where a machine that reboots just ends.
+        outcome.code = status.map(|code| if code == REBOOT { 0 } else { code });
+    }
 }

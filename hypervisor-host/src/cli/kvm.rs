@@ -1,0 +1,118 @@
+//! `janus run --engine kvm`: one guest of KVM on this terminal.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::options::RunArguments;
+use super::outcome::{CRASHED, Cut, LEFT, LOST, REBOOT, TIMEOUT};
+use super::tail::{Out, Tail};
+use super::terminal;
+use crate::guest::Description;
+use crate::kvm::{Config, End, KvmGuest, probe};
+use crate::virtio::Model;
+use crate::virtio::rng::Rng;
+
+/// The mark of this project's codes on the exit device, and the code in it.
+const EXIT_MARK: u8 = 0x10;
+const EXIT_CODE: u8 = 0x0f;
+
+/// From start to end, once.
+pub(super) fn once(arguments: &RunArguments, description: &Description) -> Result<u8, String> {
+    let config = Config {
+        device: probe::DEVICE.into(),
+        kernel: description.kernel.clone(),
+        module: description.module.clone(),
+        command_line: description.command_line.clone(),
+        memory_mib: description.memory_mib,
+        huge_pages: arguments.hugepages,
+        vcpus: description.vcpus,
+        door: arguments.door.into(),
+    };
+    let tail = Tail::default();
+    let models = models().map_err(|error| format!("a virtio device: {error}"))?;
+    let guest = KvmGuest::start(&config, models, Box::new(Out(tail.clone())));
+    let guest = Arc::new(guest.map_err(|error| error.to_string())?);
+    let cut = Arc::new(Mutex::new(None));
+    let end = {
+        let (cut, guest) = (Arc::clone(&cut), Arc::clone(&guest));
+        move |why| {
+            cut.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+            guest.destroy();
+        }
+    };
+    let typed = Arc::clone(&guest);
+    let terminal = terminal::attach(move |bytes| typed.type_bytes(bytes), end.clone());
+    if let Some(time) = arguments.timeout {
+        super::outcome::end_after(time, move || end(Cut::Timeout))?;
+    }
+    let ended = guest.wait();
+    drop(terminal);
+    if arguments.stat {
+        eprintln!("{:<24} {:>10}", "exit", "count");
+        for (name, count) in guest.exits().list() {
+            eprintln!("{name:<24} {count:>10}");
+        }
+    }
+    let cut = *cut.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(code_of(&ended, cut, &tail, arguments.timeout))
+}
+
+/// The virtio devices of a guest.
+fn models() -> std::io::Result<Vec<Box<dyn Model>>> {
+    Ok(vec![Box::new(Rng::new()?)])
+}
+
+/// The exit code of a run, whose unexpected ends are told of here.
+fn code_of(ended: &End, cut: Option<Cut>, tail: &Tail, timeout: Option<Duration>) -> u8 {
+    let reported = tail.reported_exit();
+    match (ended, cut) {
+        (End::PowerOff, _) => reported.unwrap_or(0),
+        (End::Exit(value), _) if value & !EXIT_CODE == EXIT_MARK => {
+            // There is room for small codes only; the report has all of it.
+            let code = value & EXIT_CODE;
+            reported.filter(|reported| (*reported).min(EXIT_CODE) == code).unwrap_or(code)
+        }
+        (End::Reset, _) => REBOOT,
+        (End::Destroyed, Some(Cut::Timeout)) => {
+            eprintln!("janus: the guest was ended after {:?}", timeout.unwrap_or_default());
+            TIMEOUT
+        }
+        (End::Destroyed, Some(Cut::Left)) => LEFT,
+        (End::Exit(_) | End::Panicked | End::TripleFault(_), _) => {
+            eprintln!("janus: the guest crashed: {ended}");
+            reported.filter(|code| *code != 0).unwrap_or(CRASHED)
+        }
+        (End::Lost(_) | End::Destroyed, _) => {
+            eprintln!("janus: {ended}");
+            LOST
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn every_end_has_its_code() {
+        let tail = Tail::default();
+        for (end, cut, code) in [
+            (End::PowerOff, None, 0),
+            (End::Exit(0x13), None, 3),
+            (End::Exit(0x55), None, CRASHED),
+            (End::Reset, None, REBOOT),
+            (End::Panicked, None, CRASHED),
+            (End::TripleFault(0x1000), None, CRASHED),
+            (End::Lost("x".into()), None, LOST),
+            (End::Destroyed, Some(Cut::Left), LEFT),
+            (End::Destroyed, Some(Cut::Timeout), TIMEOUT),
+        ] {
+            assert_eq!(code_of(&end, cut, &tail, None), code, "{end:?}");
+        }
+        let _ = Out(tail.clone()).write_all(b"janus-report: {\"exit\":127}\n");
+        assert_eq!(code_of(&End::Exit(0x1f), None, &tail, None), 127);
+        assert_eq!(code_of(&End::PowerOff, None, &tail, None), 127);
+    }
+}
