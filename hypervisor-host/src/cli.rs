@@ -45,6 +45,8 @@ Exit codes of `run`:
 /// Does what the command line says.
 #[must_use]
 pub fn main() -> ExitCode {
+    // The sooner, the better is the first rate of the guest's clock, and the less is waited for it.
+    crate::pv::timers::begin();
     match Arguments::parse().command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),

@@ -87,6 +87,12 @@ pub trait Vcpu: Send {
     /// the former one may be kept for when it comes back, and is then still told of by [`Vcpu::unmap`].
     fn switch(&mut self, root: Mfn);
 
+    /// Says where the CPU's `vcpu_info` is in the guest's memory, in bytes, so that the engine may answer by itself what
+    /// only concerns it and the guest; `None`: it may not. An engine that does not do so has nothing to remember.
+    fn show_info(&mut self, machine_address: Option<u64>) {
+        let _ = machine_address;
+    }
+
     /// From here on a run ends with [`Exit::Kicked`] once `CLOCK_MONOTONIC` reaches so many nanoseconds; `None`: none
     /// does. At once if that has passed. It lets the thread that waits for the guest be the guest's timer as well.
     fn set_deadline(&mut self, nanoseconds: Option<u64>);

@@ -4,8 +4,8 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use janus_proto::abi::xen::Errno;
 use janus_proto::addr::{DomId, Port};
@@ -13,8 +13,9 @@ use janus_proto::addr::{DomId, Port};
 use crate::engine::monitor::Monitor;
 use crate::engine::{EngineError, Vcpu};
 use crate::host::{DiskOptions, Host, HostError, Identity, Image, Network, Output, PlugError};
+use crate::machine::contents::Contents;
 use crate::pv::builder::{self, BuildError, Cause};
-use crate::pv::domain::{Domain, Ended, Setup};
+use crate::pv::domain::{Domain, Ended, FirstCpu, Setup};
 use crate::pv::mm::Size;
 use crate::pv::mm::space::SharedMemory;
 pub use crate::storage::open::{DiskFile, Format, Writes};
@@ -124,7 +125,7 @@ impl From<HostError> for GuestError {
     }
 }
 
-/// A guest that runs. Dropping it ends it.
+/// A guest; its first CPU runs while somebody waits in [`Guest::run`]. Dropping it ends it.
 #[derive(Debug)]
 pub struct Guest {
     /// The domain.
@@ -134,6 +135,7 @@ pub struct Guest {
     /// Its memory.
     pub memory: Arc<SharedMemory>,
     networks: Vec<UserNet>,
+    first: Mutex<Option<FirstCpu>>,
 }
 
 fn image(disk: &DiskFile) -> Result<Image, GuestError> {
@@ -162,12 +164,12 @@ fn in_lower_half(entry: u64) -> Result<(), Cause> {
     if entry < LOWER_HALF { Ok(()) } else { Err(Cause::UpperHalf(entry)) }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, GuestError> {
-    std::fs::read(path).map_err(|error| GuestError::File(path.to_owned(), error))
+fn read(path: &Path) -> Result<Contents, GuestError> {
+    Contents::of(path).map_err(|error| GuestError::File(path.to_owned(), error))
 }
 
 impl Guest {
-    /// Makes and starts a guest; what it prints goes to `output`.
+    /// Makes a guest that is ready to run; what it prints goes to `output`.
     ///
     /// # Errors
     /// See [`GuestError`].
@@ -247,8 +249,9 @@ impl Guest {
             })?;
         }
         let engines = engines.into_iter().map(|cpu| Box::new(cpu) as Box<dyn Vcpu>).collect();
-        domain.start(engines, built.registers).map_err(GuestError::Thread)?;
-        Ok(Self { domain, host, memory, networks })
+        let first = domain.start_here(engines, built.registers).map_err(GuestError::Thread)?;
+        let first = Mutex::new(Some(first));
+        Ok(Self { domain, host, memory, networks, first })
     }
 
     /// Its networks.
@@ -257,9 +260,13 @@ impl Guest {
         &self.networks
     }
 
-    /// Waits for its end, and takes what it printed last.
-    #[must_use]
-    pub fn wait(&self) -> Arc<Ended> {
+    /// Runs it to its end, and takes what it printed last. The first CPU runs on the calling thread: one thread less to
+    /// make, to wake and to end, for a guest that may live for less than a millisecond.
+    pub fn run(&self) -> Arc<Ended> {
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(first) = first {
+            first.run();
+        }
         let ended = self.domain.wait();
         self.host.console().close();
         ended
@@ -269,6 +276,7 @@ impl Guest {
 impl Drop for Guest {
     fn drop(&mut self) {
         self.domain.destroy();
+        drop(self.first.lock().unwrap_or_else(PoisonError::into_inner).take());
         let _ = self.domain.wait();
     }
 }

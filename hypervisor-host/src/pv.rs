@@ -35,4 +35,4 @@ pub mod timers;
 mod traps;
 mod vcpu;
 mod vcpu_info;
-mod version;
+pub(crate) mod version;

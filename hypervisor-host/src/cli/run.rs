@@ -87,7 +87,7 @@ fn once(arguments: &RunArguments, description: &Description) -> Result<u8, Guest
             .spawn(watch)
             .map_err(GuestError::Thread)?;
     }
-    let ended = guest.wait();
+    let ended = guest.run();
     drop(terminal);
     let cut = *cut.lock().unwrap_or_else(PoisonError::into_inner);
     if arguments.stat {

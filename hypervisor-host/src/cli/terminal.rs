@@ -21,6 +21,12 @@ impl Drop for Attached {
     }
 }
 
+/// Whether nothing will ever be typed: standard input is `/dev/null`.
+fn is_nowhere() -> bool {
+    let null = rustix::fs::makedev(1, 3);
+    rustix::fs::fstat(io::stdin()).is_ok_and(|status| status.st_rdev == null)
+}
+
 /// Gives the terminal to a guest's console: `type_bytes` gets what is typed, and says whether anybody still wants it;
 /// `end` is called when somebody leaves.
 pub(super) fn attach(
@@ -56,6 +62,9 @@ pub(super) fn attach(
             }
         }
     };
+    if !interactive && is_nowhere() {
+        return Attached(settings);
+    }
     // Without the thread the guest only cannot be typed to.
     if let Err(error) = std::thread::Builder::new().name("typed".into()).spawn(typed) {
         eprintln!("janus: nothing can be typed: {error}");

@@ -28,7 +28,9 @@ use janus_proto::addr::{Mfn, PAGE_SIZE};
 
 use self::child::Child;
 pub use self::layout::{BOTTOM, TOP};
-use self::layout::{COME_BACK, FPU, FPU_SIZE, Frame, SAVE_FPU, SIGNAL_STACK, SIGNAL_STACK_SIZE};
+use self::layout::{
+    COME_BACK, FPU, FPU_SIZE, Frame, INFO, SAVE_FPU, SIGNAL_STACK, SIGNAL_STACK_SIZE,
+};
 use self::layout::{MAILBOX, STUB, UNMAP, kind};
 use self::place::{Place, Spread};
 use self::queue::{Change, EVERYTHING};
@@ -390,6 +392,17 @@ impl Vcpu for MonitorVcpu {
         if self.root.replace(root).is_some_and(|former| former != root) {
             self.change(EVERYTHING);
         }
+    }
+
+    fn show_info(&mut self, machine_address: Option<u64>) {
+        let page = PAGE_SIZE as u64;
+        let frame = machine_address.and_then(|address| self.guest.ram.offset(Mfn(address / page)));
+        if let Some(offset) = frame {
+            let protection = u64::from((libc::PROT_READ | libc::PROT_WRITE).cast_unsigned());
+            self.change(Change { address: INFO, length: page, protection, offset });
+        }
+        let shown = frame.and(machine_address).map_or(0, |address| INFO + address % page);
+        self.seat.mailbox().info.store(shown, Relaxed);
     }
 
     fn set_deadline(&mut self, nanoseconds: Option<u64>) {

@@ -3,6 +3,9 @@
 //! The file is mapped here once and whole, and in the guest's processes page by page. To us it is always atomics: the
 //! guest may write any of it at any time. Machine frame numbers start at [`FIRST_FRAME`], so that one mistaken for a
 //! pseudo-physical frame is noticed; frames beyond the guest's own (shared info, grant table) come behind them.
+//!
+//! The list of frames that a domain is given is large, and a guest may never look at most of it: see
+//! [`Ram::list_later`].
 // UNSAFETY: maps memory and makes slices of it.
 #![expect(unsafe_code, reason = "the guest's memory is a mapping")]
 
@@ -13,6 +16,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use janus_proto::addr::{Mfn, PAGE_SIZE};
+
+use super::list::List;
 
 /// The first machine frame of every guest: 4 GiB.
 pub const FIRST_FRAME: Mfn = Mfn(0x10_0000);
@@ -40,6 +45,7 @@ pub struct Ram {
     base: NonNull<u8>,
     frames: u64,
     numbering: Numbering,
+    list: List,
 }
 
 // SAFETY: the memory is only handed out as atomics and lives as long as `Ram`.
@@ -103,7 +109,7 @@ impl Ram {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast()).ok_or_else(io::Error::last_os_error)?;
-        Ok(Self { file, base, frames, numbering })
+        Ok(Self { file, base, frames, numbering, list: List::default() })
     }
 
     /// How many frames there are.
@@ -130,10 +136,47 @@ impl Ram {
     /// A frame as 512 words, each read or written in one piece; `None`: this guest has no such frame.
     #[must_use]
     pub fn frame(&self, frame: Mfn) -> Option<&[AtomicU64; 512]> {
+        if self.list.is_near(frame, 1) {
+            self.list.write(frame, 1, |page| self.written_frame(page));
+        }
+        self.written_frame(frame)
+    }
+
+    /// As [`Ram::frame`], whether or not it has been written.
+    fn written_frame(&self, frame: Mfn) -> Option<&[AtomicU64; 512]> {
         let offset = usize::try_from(self.offset(frame)?).ok()?;
         // SAFETY: `offset` is inside the mapping, a multiple of the page size; the file cannot shrink; the mapping
         // lives as long as `self`; atomics may be changed by others.
         Some(unsafe { self.base.add(offset).cast().as_ref() })
+    }
+
+    /// Makes the frames from `first` on the list of a domain's first `entries` frames, as the domain builder gives it
+    /// to a guest: of numbers, as 64-bit words. They are written when they are first looked at. For the owner of a new
+    /// memory, once; before that, nothing may be in these frames.
+    pub fn list_later(&self, first: Mfn, entries: u64) {
+        self.list.set(first, entries);
+    }
+
+    /// Whether a frame has what it is to have: otherwise it must not be shown to the guest before [`Ram::frame`] was
+    /// called for it.
+    #[must_use]
+    pub fn is_written(&self, frame: Mfn) -> bool {
+        !self.list.is_near(frame, 1) || self.list.is_written(frame)
+    }
+
+    /// Has the host find memory for frames that are about to be written: all at once is cheaper than one by one.
+    pub fn populate(&self, first: Mfn, count: u64) {
+        let Some(offset) = self.offset(first).and_then(|offset| usize::try_from(offset).ok())
+        else {
+            return;
+        };
+        let bytes = usize::try_from(self.frames).unwrap_or(0) * PAGE_SIZE;
+        let length =
+            usize::try_from(count).unwrap_or(0).saturating_mul(PAGE_SIZE).min(bytes - offset);
+        // SAFETY: `offset` is inside the mapping.
+        let start = unsafe { self.base.add(offset) };
+        // SAFETY: a part of our mapping, whose contents stay as they are. A host that cannot do it loses nothing.
+        unsafe { libc::madvise(start.as_ptr().cast(), length, libc::MADV_POPULATE_WRITE) };
     }
 
     /// Gives a frame's memory back to the host; it reads as zero from here on. `false`: the host cannot do that, and
@@ -143,6 +186,10 @@ impl Ram {
         let Some(offset) = self.offset(frame).and_then(|offset| i64::try_from(offset).ok()) else {
             return false;
         };
+        if self.list.is_near(frame, 1) {
+            // What was to be written there must not come back.
+            self.list.write(frame, 1, |page| self.written_frame(page));
+        }
         // SAFETY: `file` is ours; what it maps here is only handed out as atomics, which may change at any time.
         let result = unsafe {
             libc::fallocate(
@@ -166,6 +213,9 @@ impl Ram {
             != offset.checked_add(bytes.max(PAGE_SIZE as u64))? - PAGE_SIZE as u64
         {
             return None;
+        }
+        if self.list.is_near(frame, count) {
+            self.list.write(frame, count, |page| self.written_frame(page));
         }
         let (offset, words) = (usize::try_from(offset).ok()?, usize::try_from(bytes / 4).ok()?);
         // SAFETY: as in `frame`, and the whole range was checked.
@@ -201,6 +251,26 @@ mod tests {
         .unwrap();
         assert_eq!(bytes, [1, 2, 3, 4, 5, 6, 7, 8]);
         assert_eq!(ram.words(second, 3).unwrap()[0].load(Relaxed), 0x0403_0201);
+    }
+
+    #[test]
+    fn the_list_is_written_when_it_is_looked_at_and_not_again() {
+        let ram = Ram::new(64).unwrap();
+        let (list, entries) = (Mfn(FIRST_FRAME.0 + 8), 20 * 512 + 1);
+        ram.list_later(list, entries);
+        let page = |index| Mfn(list.0 + index);
+        assert!(ram.is_written(FIRST_FRAME) && ram.is_written(page(21)));
+        assert!((0..21).all(|index| !ram.is_written(page(index))));
+        let last = ram.frame(page(20)).unwrap();
+        assert_eq!(last[0].load(Relaxed), FIRST_FRAME.0 + 20 * 512);
+        assert_eq!(last[1].load(Relaxed), 0);
+        assert!(ram.is_written(page(16)) && !ram.is_written(page(15)));
+        last[0].store(7, Relaxed);
+        assert_eq!(ram.frame(page(20)).unwrap()[0].load(Relaxed), 7);
+        let words = ram.words(FIRST_FRAME, 10).unwrap();
+        assert_eq!(u64::from(words[9 * 1024 + 2].load(Relaxed)), FIRST_FRAME.0 + 513);
+        assert!(ram.discard(page(10)));
+        assert_eq!(ram.frame(page(10)).unwrap()[0].load(Relaxed), 0);
     }
 
     #[test]

@@ -215,7 +215,10 @@ fn build_inner(config: &Config<'_>) -> Result<Built, Cause> {
     let ram = std::sync::Arc::clone(memory.ram());
 
     for segment in &kernel.segments {
-        put(&ram, 0, segment.address - notes.virt_base, segment.data)?;
+        let start = segment.address - notes.virt_base;
+        let pages = (start % PAGE + segment.data.len() as u64).div_ceil(PAGE);
+        ram.populate(machine(start / PAGE), pages);
+        put(&ram, 0, start, segment.data)?;
     }
     if let Some(page) = notes.hypercall_page {
         put(&ram, 0, page - notes.virt_base, config.hypercall_page)?;
@@ -223,12 +226,8 @@ fn build_inner(config: &Config<'_>) -> Result<Built, Cause> {
     if let Some(module) = config.module {
         put(&ram, layout.module, 0, module)?;
     }
-    for page in 0..layout.list_pages {
-        let words = ram.frame(machine(layout.list + page)).ok_or(Cause::Image("size"))?;
-        for (word, frame) in words.iter().zip(page * 512..config.size.pages) {
-            word.store(machine(frame).0, Ordering::Relaxed);
-        }
-    }
+    ram.list_later(machine(layout.list), config.size.pages);
+    ram.populate(machine(layout.start_info), layout.stack - layout.start_info);
     put(&ram, layout.start_info, 0, start_info(config, &kernel, &layout, &memory).as_bytes())?;
     let shared = ram.frame(memory.shared_info()).ok_or(Cause::Image("size"))?;
     for info in shared.chunks(VCPU_INFO_WORDS).take(LEGACY_MAX_VCPUS) {

@@ -90,6 +90,8 @@ pub(crate) struct Cpu {
     pub(crate) runstate: super::runstate::Accounts,
     /// The deadline the engine knows.
     pub(crate) armed: Option<u64>,
+    /// Where the engine was told that the `vcpu_info` is.
+    pub(crate) shown_info: Option<u64>,
     /// The count of the clock's changes that this CPU's areas show.
     pub(crate) clock_changes: u64,
     /// It has run, or is about to: it has a state of its own.
@@ -119,6 +121,7 @@ impl Cpu {
             deeds: Deeds { ring: [None; DEEDS], next: 0 },
             runstate: super::runstate::Accounts::new(),
             armed: None,
+            shown_info: None,
             clock_changes: 0,
             begun: false,
             in_multicall: false,

@@ -166,6 +166,43 @@ impl Drop for HostPort {
     }
 }
 
+/// The first CPU of a domain that was started, and waits for a thread. Dropping it ends the domain.
+pub struct FirstCpu {
+    domain: Arc<Domain>,
+    start: Option<(Box<dyn Vcpu>, Registers)>,
+}
+
+impl fmt::Debug for FirstCpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FirstCpu(domain {})", self.domain.id)
+    }
+}
+
+impl FirstCpu {
+    /// Serves it on this thread, until the domain ends.
+    pub fn run(mut self) {
+        if let Some((engine, registers)) = self.start.take() {
+            let mut cpu = Cpu::new(Arc::clone(&self.domain), 0, engine);
+            cpu.state.registers = registers;
+            run::serve(cpu);
+        }
+    }
+}
+
+impl Drop for FirstCpu {
+    fn drop(&mut self) {
+        if self.start.take().is_some() {
+            self.domain.end(EndReason::Destroyed, None);
+            self.domain.leave(|_| ());
+        }
+    }
+}
+
+/// What becomes the thread of a CPU.
+fn thread_of(index: usize) -> std::thread::Builder {
+    std::thread::Builder::new().name(format!("vcpu{index}"))
+}
+
 impl Domain {
     /// A domain that has not been started.
     ///
@@ -398,27 +435,40 @@ impl Domain {
         engines: Vec<Box<dyn Vcpu>>,
         registers: Registers,
     ) -> io::Result<()> {
+        let first = self.start_here(engines, registers)?;
+        // Should there be no thread, the CPU is dropped, which ends the domain.
+        thread_of(0).spawn(move || first.run()).map(drop)
+    }
+
+    /// As [`Self::start`], but CPU 0 gets no thread of its own: it runs on the caller's, in [`FirstCpu::run`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_here(
+        self: &Arc<Self>,
+        engines: Vec<Box<dyn Vcpu>>,
+        registers: Registers,
+    ) -> io::Result<FirstCpu> {
         timers::begin();
         self.write_wall_clock();
         self.enter(engines.len());
         let count = engines.len();
+        let mut first = FirstCpu { domain: Arc::clone(self), start: None };
         for (index, engine) in engines.into_iter().enumerate() {
+            if index == 0 {
+                first.start = Some((engine, registers));
+                continue;
+            }
             let domain = Arc::clone(self);
-            let thread = std::thread::Builder::new().name(format!("vcpu{index}"));
-            let spawned = thread.spawn(move || {
-                let mut cpu = Cpu::new(domain, index, engine);
-                if index == 0 {
-                    cpu.state.registers = registers;
-                }
-                run::serve(cpu);
-            });
+            let spawned =
+                thread_of(index).spawn(move || run::serve(Cpu::new(domain, index, engine)));
             if let Err(error) = spawned {
                 self.end(EndReason::Destroyed, None);
                 (index..count).for_each(|_| self.leave(|_| ()));
                 return Err(error);
             }
         }
-        Ok(())
+        Ok(first)
     }
 
     /// The shared side of a CPU.

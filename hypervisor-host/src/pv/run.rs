@@ -110,6 +110,7 @@ fn turn(cpu: &mut Cpu) -> Result<(), Over> {
         cpu.engine.set_deadline(deadline);
         cpu.armed = deadline;
     }
+    cpu.show_info();
     let exit = cpu.engine.run(&mut cpu.state.registers);
     cpu.shared().set_mode(Mode::Host);
     match exit {
@@ -154,6 +155,16 @@ impl Cpu {
     /// Whether another CPU sent an NMI.
     pub(crate) fn has_nmi(&self) -> bool {
         self.shared().has_nmi()
+    }
+
+    /// Tells the engine where the `vcpu_info` is, unless a return to the guest means more than what is in there.
+    fn show_info(&mut self) {
+        let is_simple = !self.domain.assists(VmAssist::ARCHITECTURAL_IOPL);
+        let info = is_simple.then(|| self.shared().info_address());
+        if self.shown_info != info {
+            self.engine.show_info(info);
+            self.shown_info = info;
+        }
     }
 
     /// When this CPU has to look at its timers.

@@ -1,8 +1,6 @@
 # The way in and out under Xen PV. See trap/pv.rs for the rules.
 
 .set PV_EVENT, 0x100
-# Beyond iretq's own flags: the selectors of ring 3, where a PV kernel runs; Xen's frames say ring 0.
-.set PV_RPL, 3
 .set PV_IF, 0x200
 .set HYPERVISOR_IRET, 23
 # struct vcpu_info of the boot CPU.
@@ -55,9 +53,13 @@ pv_trap_common:
     jb 1f
     cmp rax, offset pv_exit_end
     jb pv_exit_by_xen
-1:  RESTORE_REGISTERS
-    or dword ptr [rsp + 8], PV_RPL
-    or dword ptr [rsp + 32], PV_RPL
+    # Xen's frames name selectors of ring 0, which iretq cannot load: the kernel goes back to those that it has now.
+    # (Under Xen they are the frame's with ring 3; in a process they are the host's, and iretq need not be emulated.)
+1:  mov eax, cs
+    mov [rsp + 18 * 8], rax
+    mov eax, ss
+    mov [rsp + 21 * 8], rax
+    RESTORE_REGISTERS
     test dword ptr [rsp + 16], PV_IF
     jz 1f                           # events were masked, and stay so
     mov byte ptr [SHARED_INFO + UPCALL_MASK], 0

@@ -12,6 +12,9 @@ pub const BOTTOM: u64 = 0x1000;
 /// The end of the addresses that a guest can have. The stub is 8 GiB further up: the filter adds only upper halves.
 pub const TOP: u64 = 0x7ff8_0000_0000;
 
+/// Where the stub sees the page with the CPU's `vcpu_info`: above the guest's addresses, and in reach of the filter.
+pub(super) const INFO: u64 = TOP;
+
 /// Where the stub is. The kernel puts a new program's stack into the top 16 GiB of the lower half, so that this is free.
 pub(super) const STUB: u64 = 0x7ffa_0000_0000;
 /// Bytes of the stub's file.
@@ -136,6 +139,8 @@ pub(super) struct Mailbox {
     pub(super) error: AtomicU64,
     pub(super) fs_base: AtomicU64,
     pub(super) gs_base: AtomicU64,
+    /// Where the stub sees the CPU's `vcpu_info`; 0: it does not, and asks us whatever concerns it.
+    pub(super) info: AtomicU64,
     /// The monitor's process id; the child ends when that is not its parent.
     pub(super) parent: AtomicU32,
     pub(super) frame: Frame,

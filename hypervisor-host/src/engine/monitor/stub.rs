@@ -2,7 +2,8 @@
 //! door, and then carries registers between the guest and the mailbox.
 //!
 //! It is no part of any trust: the guest can jump anywhere in it. What bounds the guest is the filter of
-//! `super::filter`. Three stretches of it matter to a signal that interrupts it: up to `inside`, all state is still in
+//! `super::filter`. What concerns nobody but the guest is done here without leaving the process: Xen's version, and the
+//! kernel's return to its own code when no event waits. It is as if the guest did it. Three stretches of it matter to a signal that interrupts it: up to `inside`, all state is still in
 //! registers, and it counts as the guest's own code; up to `tail`, a kick is written down for later; up to `tail_end`,
 //! the mailbox still has the guest's registers.
 // UNSAFETY: assembly, and the symbols at its ends.
@@ -12,10 +13,15 @@ use std::arch::global_asm;
 use std::mem::offset_of;
 use std::ptr::addr_of;
 
+use janus_proto::abi::xen::Hypercall;
+use janus_proto::abi::xen::trap::{FLAT_RING3_CS64, FLAT_RING3_SS64, VGCF_IN_SYSCALL};
+
 use super::layout::{
     CODE, FILTER, FPU, Frame, MAILBOX, MAILBOX_FD, MAILBOX_SIZE, Mailbox, OURS, Op, SAVE_FPU,
     SIGNAL_STACK, SIGNAL_STACK_SIZE, STUB, kind,
 };
+use super::{USER_CS, USER_SS};
+use crate::pv::version::VERSION;
 
 global_asm!(
     include_str!("stub.s"),
@@ -44,6 +50,14 @@ global_asm!(
     FS_BASE = const offset_of!(Mailbox, fs_base),
     GS_BASE = const offset_of!(Mailbox, gs_base),
     PARENT = const offset_of!(Mailbox, parent),
+    INFO = const offset_of!(Mailbox, info),
+    XEN_VERSION = const Hypercall::XEN_VERSION.0,
+    VERSION = const VERSION,
+    KERNEL_CS = const FLAT_RING3_CS64 & !3,
+    KERNEL_SS = const FLAT_RING3_SS64,
+    USER_CS = const USER_CS,
+    USER_SS = const USER_SS,
+    IN_SYSCALL = const VGCF_IN_SYSCALL,
     STACK_END = const offset_of!(Mailbox, stack_end),
     OP = const offset_of!(Mailbox, op),
     OP_SIZE = const size_of::<Op>(),

@@ -8,10 +8,53 @@
 # --- The guest's side of the gate: everything is in registers, and an interrupted instruction can be repeated.
 # Called: rax is the number, the return address is on the guest's stack; rcx and r11 are lost, as after `syscall`.
 janus_stub:
-    pop rcx
+    lea rcx, [rax - {XEN_VERSION}]          # the guest's flags must stay as they are
+    jrcxz 2f
+1:  pop rcx
     jmp .Lstub_inside
+2:  mov ecx, edi
+    jrcxz 3f                                # XENVER_version
+    jmp 1b
+3:  mov rcx, [rip + janus_stub_mailbox + {INFO}]
+    jrcxz 1b
+    movzx ecx, byte ptr [rcx]               # evtchn_upcall_pending: a hypercall lets events in
+    jrcxz 4f
+    jmp 1b
+4:  mov eax, {VERSION}
+    ret
+
+# Jumped to, with struct iret_context on the stack: rax, r11, rcx, flags, then the frame. Back into the kernel itself, with
+# nothing pending, it is the guest's own affair. An event that comes in here interrupts it as any code of the guest's.
 janus_stub_gate_iret:
-    lea rcx, [rip + janus_stub_gate_iret]
+    mov rcx, [rip + janus_stub_mailbox + {INFO}]
+    test rcx, rcx
+    jz 1f
+    cmp word ptr [rsp + 40], {KERNEL_CS}
+    jne 1f
+    cmp word ptr [rsp + 64], {KERNEL_SS}
+    jne 1f
+    test dword ptr [rsp + 24], {IN_SYSCALL}
+    jnz 1f
+    cmp byte ptr [rcx], 0                   # evtchn_upcall_pending
+    jne 1f
+    mov r11d, 1
+    test dword ptr [rsp + 48], 0x200        # IF
+    jz 2f
+    xor r11d, r11d
+2:  xchg [rcx + 1], r11b                    # evtchn_upcall_mask, before the second look
+    test dword ptr [rsp + 48], 0x200
+    jz 3f
+    cmp byte ptr [rcx], 0
+    jne 4f
+3:  mov qword ptr [rsp + 40], {USER_CS}
+    mov qword ptr [rsp + 64], {USER_SS}
+    pop rax
+    pop r11
+    pop rcx
+    lea rsp, [rsp + 8]
+    iretq
+4:  mov byte ptr [rcx + 1], 1
+1:  lea rcx, [rip + janus_stub_gate_iret]
 
 # --- Inside: a kick that comes here is written down, and seen before the guest runs again.
 .Lstub_inside:

@@ -245,6 +245,8 @@ impl Memory {
                 && (path.execute && !entry.has(Entry::NO_EXECUTE)) == leaf.execute
         };
         let Some(path) = self.path(root, address) else { return };
+        // Writes what is to be there.
+        let _ = self.ram.frame(leaf.entry.frame());
         let mut parts: Vec<Part> = Vec::with_capacity(2);
         let frame = leaf.entry.frame().0;
         let own = path.table.index;
@@ -259,6 +261,7 @@ impl Memory {
             };
             is_mappable(page)
                 && memory.machine_to_physical.alias_page(page).is_none()
+                && memory.ram.is_written(Mfn(frame))
                 && fits(path, memory.read_entry(path.table.frame, index), frame)
                 && !memory.resident.contains(path.table.frame, index)
         };

@@ -224,3 +224,86 @@ fn the_upper_halves_of_vectors_survive() {
         assert_eq!(world.data(8 + index).load(Relaxed), world.data(index).load(Relaxed));
     }
 }
+
+/// A guest whose `vcpu_info` is at the start of its data page.
+fn with_info(code: &[u8]) -> World {
+    let mut world = World::new(code);
+    world.cpu.show_info(Some((FIRST_FRAME.0 + 3) * PAGE_SIZE as u64 + 64));
+    world
+}
+
+/// `evtchn_upcall_pending` and, in the next byte, `evtchn_upcall_mask` of [`with_info`].
+fn flags(world: &World) -> &std::sync::atomic::AtomicU64 {
+    world.data(8)
+}
+
+#[test]
+fn the_version_is_answered_on_the_spot_unless_an_event_waits() {
+    let mut world = with_info(code![
+        "5:",
+        "xor edi, edi",
+        "mov eax, 0x300000 + 17 * 32",
+        "call rax",
+        "mov [0x400000], rax",
+        "mov edi, 1",
+        "mov eax, 0x300000 + 17 * 32",
+        "call rax",
+        "jmp 5b"
+    ]);
+    assert_eq!(world.run(), Exit::Hypercall);
+    assert_eq!(world.registers.rdi, 1, "another question than that for the version");
+    assert_eq!(world.data(0).load(Relaxed), u64::from(crate::pv::version::VERSION));
+    assert_eq!(world.registers.rsp, STACK - 24);
+    flags(&world).store(1, Relaxed);
+    assert_eq!(world.run(), Exit::Hypercall);
+    assert_eq!((world.registers.rax, world.registers.rdi), (17, 0));
+    flags(&world).store(0, Relaxed);
+    world.cpu.show_info(None);
+    world.registers.rip = CODE;
+    world.registers.rsp = STACK;
+    assert_eq!(world.run(), Exit::Hypercall);
+    assert_eq!(world.registers.rdi, 0);
+}
+
+#[test]
+fn a_return_into_the_kernel_needs_nobody_unless_an_event_waits() {
+    // `struct iret_context`, without the three registers that the page's entry pushes.
+    let mut world = with_info(code![
+        "mov rbx, rsp",
+        "push 0xe02b",
+        "push rbx",
+        "push 0x202",
+        "lea rax, [rip + 5f]",
+        "push 0xe030",
+        "push rax",
+        "push 0",
+        "mov eax, 0x1111",
+        "mov ecx, 0x2222",
+        "mov r11d, 0x3333",
+        "push 0x300000 + 23 * 32",
+        "ret",
+        "5:",
+        "mov [0x400000], rax",
+        "mov [0x400008], rcx",
+        "mov [0x400010], r11",
+        "syscall"
+    ]);
+    flags(&world).store(1 << 8, Relaxed);
+    let start = world.registers;
+    assert_eq!(world.run(), Exit::Syscall);
+    assert_eq!(flags(&world).load(Relaxed), 0, "events are let in");
+    let seen = [0, 1, 2].map(|index| world.data(index).load(Relaxed));
+    assert_eq!((seen, world.registers.rsp), ([0x1111, 0x2222, 0x3333], STACK));
+
+    // With an event that waits, or to another code segment, it is a hypercall.
+    for (pending, shown) in [(1_u64, true), (0, false)] {
+        world.registers = start;
+        flags(&world).store(1 << 8 | pending, Relaxed);
+        if !shown {
+            world.cpu.show_info(None);
+        }
+        assert_eq!(world.run(), Exit::Hypercall);
+        assert_eq!(world.registers.rax, 23);
+        assert_eq!(flags(&world).load(Relaxed), 1 << 8 | pending, "nothing has changed");
+    }
+}
