@@ -153,26 +153,30 @@ fn install_line(packages: &[&str]) -> String {
     format!("apt-get install -y --no-install-recommends {}", packages.join(" "))
 }
 
-/// Installs Debian packages.
+/// Installs Debian packages; those that the package list at hand knows.
 ///
 /// # Errors
 /// `apt-get` fails.
 pub(crate) fn install(packages: &[&str]) -> Result<()> {
     eprintln!("janus: installing {} (Debian packages)", packages.join(" "));
-    let log = paths::cache("log")?.join("apt.log");
-    let run = |arguments: &[&str]| -> Result<bool> {
-        let output = std::fs::File::options().create(true).append(true).open(&log)?;
-        let status = Command::new("apt-get")
-            .args(arguments)
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .status()
-            .context("cannot start apt-get")?;
-        Ok(status.success())
-    };
+    let arguments = install_arguments(packages);
     // An old package list is enough when it is enough; it is fetched anew only when installing fails.
+    if apt_get(&arguments)? {
+        return Ok(());
+    }
+    install_from_new_list(packages, arguments)
+}
+
+/// Installs the newest version of Debian packages: for those of which an old one is of no use.
+///
+/// # Errors
+/// `apt-get` fails.
+pub(crate) fn install_newest(packages: &[&str]) -> Result<()> {
+    eprintln!("janus: installing the newest {} (Debian packages)", packages.join(" "));
+    install_from_new_list(packages, install_arguments(packages))
+}
+
+fn install_arguments<'a>(packages: &[&'a str]) -> Vec<&'a str> {
     let mut arguments = vec![
         "install",
         "-y",
@@ -181,21 +185,41 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
         "-o=Dpkg::Use-Pty=0",
     ];
     arguments.extend(packages);
-    if run(&arguments)? {
-        return Ok(());
-    }
-    run(&["update"])?;
-    if run(&arguments)? {
+    arguments
+}
+
+fn install_from_new_list(packages: &[&str], mut arguments: Vec<&str>) -> Result<()> {
+    // Without a network the old list may still do, with what is in apt's cache.
+    let _ = apt_get(&["update"])?;
+    if apt_get(&arguments)? {
         return Ok(());
     }
     // A backported qemu-utils conflicts with Debian 12's QEMU: take it back to the release's own.
     if packages.contains(&"qemu-system-x86") {
         arguments.push("qemu-utils/bookworm");
-        if run(&arguments)? {
+        if apt_get(&arguments)? {
             return Ok(());
         }
     }
-    bail!("`{}` failed; see {}", install_line(packages), log.display())
+    bail!("`{}` failed; see {}", install_line(packages), log()?.display())
+}
+
+fn log() -> Result<PathBuf> {
+    Ok(paths::cache("log")?.join("apt.log"))
+}
+
+/// Runs it with its output in the log; answers whether it succeeded.
+fn apt_get(arguments: &[&str]) -> Result<bool> {
+    let output = std::fs::File::options().create(true).append(true).open(log()?)?;
+    let status = Command::new("apt-get")
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        .status()
+        .context("cannot start apt-get")?;
+    Ok(status.success())
 }
 
 #[cfg(test)]

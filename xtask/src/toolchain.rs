@@ -14,6 +14,9 @@ use crate::{packages, paths};
 /// The guest's target triple.
 pub(crate) const TARGET: &str = "x86_64-unknown-none";
 
+/// The least version of Rust is 1.`MINOR`: the workspace's `rust-version`.
+const MINOR: u32 = 95;
+
 /// A cargo and a rustc that belong together.
 #[derive(Clone, Debug)]
 struct Pair {
@@ -92,7 +95,7 @@ impl Pair {
     fn is_recent(&self) -> bool {
         let version = self.version();
         let mut numbers = version.trim_start_matches("rustc ").split('.').map(str::parse::<u32>);
-        matches!((numbers.next(), numbers.next()), (Some(Ok(1)), Some(Ok(minor))) if minor >= 95)
+        matches!((numbers.next(), numbers.next()), (Some(Ok(1)), Some(Ok(minor))) if minor >= MINOR)
     }
 
     fn has_target(&self, target: &str) -> bool {
@@ -203,15 +206,20 @@ pub(crate) fn find() -> Result<Toolchain> {
     {
         return active.toolchain(false);
     }
+    let mut why = String::new();
     if wanted(Way::BuildStd) && packages::may_install() {
-        packages::install(packages::RUST_WEB)?;
-        if let Some(pair) = Pair::debian().filter(Pair::has_sources) {
-            return pair.toolchain(true);
+        // What a release was made with is too old; its security updates bring a new one.
+        match packages::install_newest(packages::RUST_WEB) {
+            Ok(()) => match Pair::debian().filter(Pair::has_sources) {
+                Some(pair) => return pair.toolchain(true),
+                None => why = format!("; what apt-get installs is older than 1.{MINOR}"),
+            },
+            Err(error) => why = format!("; {error:#}"),
         }
     }
     bail!(
         "no toolchain here can build for {TARGET}; install one with `rustup target add {TARGET}`, \
-         or on Debian `apt-get install {}`",
+         or on Debian `apt-get update && apt-get install {}`{why}",
         packages::RUST_WEB.join(" ")
     )
 }
