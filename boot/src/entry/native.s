@@ -31,10 +31,18 @@
 4:
 .endm
 
-# Is there memory up to the image's end? What is not there reads as something else than what was
-# written. Goes on, with the word zero as bss must be, or to `to`. Clobbers eax.
+# Is there memory up to the image's end, and is the image still in it? What is not there reads as
+# something else than what was written; and firmware that has little memory (SeaBIOS keeps its own
+# code at memory's end) runs over what a loader put there before it. Goes on, with the last word zero
+# as bss must be, or to `to`. Clobbers eax.
 .macro NEED_MEMORY to:req
     mov eax, 0x6a616e75
+    cmp dword ptr [load_mark], eax
+    jne \to
+    cmp dword ptr [boot_pd + 8], 0x2000e3   # the image's own 2 MiB
+    jne \to
+    cmp dword ptr [image_end - 4], 0
+    jne \to
     mov dword ptr [image_end - 4], eax
     cmp dword ptr [image_end - 4], eax
     jne \to
@@ -203,7 +211,7 @@ text_pvh:           .asciz "janus: entered by PVH\n"
 text_multiboot1:    .asciz "janus: entered by multiboot 1\n"
 text_multiboot2:    .asciz "janus: entered by multiboot 2\n"
 text_linux64:       .asciz "janus: entered by Linux 64-bit\n"
-text_too_little_memory: .asciz "janus: cannot start: too little memory for the kernel's image\n"
+text_too_little_memory: .asciz "janus: cannot start: too little memory for the kernel's image (it ends in it, or the firmware overwrote it)\n"
 text_no_long_mode:  .asciz "janus: this CPU has no 64-bit mode\n"
 
 .section .data.boot, "aw", @progbits

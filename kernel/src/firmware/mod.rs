@@ -38,6 +38,28 @@ pub struct MmioDevice {
     pub polarity: Polarity,
 }
 
+/// The generic event device of a machine without fixed power hardware (ACPI 6.5, 5.6.9), as far as it tells of the
+/// power button.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventDevice {
+    /// A word that says what has happened since it was last read.
+    pub selector: Gpa,
+    /// Its bit for the power button.
+    pub power_button: u32,
+    /// Its interrupt.
+    pub gsi: u32,
+    /// How that signals.
+    pub trigger: Trigger,
+    /// Which level means something.
+    pub polarity: Polarity,
+}
+
+/// The generic event device, if the byte code declares one with a power button in the way that is known here.
+#[must_use]
+pub fn event_device() -> Option<EventDevice> {
+    dsdt::event_device(read_byte_code(tables()?.root)?)
+}
+
 /// The virtio-mmio devices that the byte code declares, in its order.
 #[must_use]
 pub fn virtio_mmio_devices() -> Vec<MmioDevice> {
@@ -140,6 +162,8 @@ pub struct PowerHardware {
     pub enable: Option<(u16, u8)>,
     /// The power button reports in the event block (and not by a control method).
     pub fixed_power_button: bool,
+    /// There is no fixed power hardware at all.
+    pub is_reduced: bool,
 }
 
 /// What the fixed tables say.
@@ -272,6 +296,7 @@ fn power_hardware(fadt: &Fadt) -> PowerHardware {
             .ok()
             .filter(|port| *port != 0 && enable != 0)
             .map(|port| (port, enable)),
+        is_reduced: reduced,
         fixed_power_button: !reduced && !flags.power_button_is_control_method(),
     }
 }

@@ -1,8 +1,10 @@
-//! Power off, reset and the power button through ACPI's fixed hardware (ACPI 6.5, 4.8).
+//! Power off, reset and the power button through ACPI's fixed hardware (ACPI 6.5, 4.8), or the power button through
+//! the generic event device of a machine that has none (5.6.9).
 // UNSAFETY: writes the firmware's power registers.
 #![expect(unsafe_code, reason = "power registers")]
 
 use alloc::boxed::Box;
+use core::ptr::NonNull;
 
 use x86_64::instructions::port::Port;
 
@@ -88,13 +90,16 @@ pub(super) fn reset() {
     wait_until(|| false);
 }
 
-/// Takes power events over from the firmware and listens to the power button, if the machine has a fixed one.
+/// Takes power events over from the firmware and listens to the power button.
 ///
 /// # Errors
 /// The interrupt could not be had.
 pub(crate) fn init() -> Result<(), IrqError> {
     let Some(firmware) = firmware::tables() else { return Ok(()) };
     let power = firmware.power;
+    if power.is_reduced {
+        return listen_to_events();
+    }
     if !power.fixed_power_button || power.events.iter().all(Option::is_none) {
         return Ok(());
     }
@@ -127,6 +132,40 @@ pub(crate) fn init() -> Result<(), IrqError> {
         write_port(*port + u16::from(power.event_length / 2), POWER_BUTTON);
     }
     Ok(())
+}
+
+/// Listens to the power button of a machine without fixed power hardware.
+fn listen_to_events() -> Result<(), IrqError> {
+    let Some(device) = firmware::event_device() else { return Ok(()) };
+    let Ok(selector) = paging::map_mmio(device.selector, size_of::<u32>()) else {
+        log::warn!("the power button's register is nowhere");
+        return Ok(());
+    };
+    let selector = Selector(selector.cast());
+    let handler = Box::new(move || {
+        if selector.take() & device.power_button != 0 {
+            request(Request::PowerOff);
+        }
+    });
+    ioapic::register_gsi(device.gsi, device.trigger, device.polarity, "acpi events", handler)?
+        .keep();
+    Ok(())
+}
+
+/// The register of the generic event device.
+struct Selector(NonNull<u32>);
+
+// SAFETY: a device register, mapped for good; it is only read.
+unsafe impl Send for Selector {}
+// SAFETY: as above; the device serialises reads.
+unsafe impl Sync for Selector {}
+
+impl Selector {
+    /// What has happened since the last reading, which clears it.
+    fn take(&self) -> u32 {
+        // SAFETY: the register that the byte code names, mapped uncached for good.
+        unsafe { self.0.read_volatile() }
+    }
 }
 
 /// Makes the firmware route events to the kernel; answers whether it does.
