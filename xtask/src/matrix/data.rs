@@ -92,6 +92,30 @@ pub(crate) enum DiskKind {
     Fat,
 }
 
+/// A module that the loader hands to the kernel (an initial RAM disk): the tree of the disk `demo`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum ModuleKind {
+    /// By `tar`.
+    Tar,
+    /// By `cpio -H newc`, as Linux's initramfs.
+    Cpio,
+    /// The same, compressed: not for this kernel.
+    CpioGz,
+}
+
+/// How a machine ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Ending {
+    /// It switched itself off.
+    PowerOff,
+    /// It asked to be started again.
+    Reboot,
+    /// It said that it crashed.
+    Crash,
+}
+
 /// One step of a test, in order, while the guest runs.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -128,6 +152,8 @@ pub(crate) struct Case {
     pub(crate) image: String,
     #[serde(default)]
     pub(crate) disks: Vec<DiskKind>,
+    #[serde(default)]
+    pub(crate) module: Option<ModuleKind>,
     /// A user network (QEMU) or a vif (Xen).
     #[serde(default)]
     pub(crate) network: bool,
@@ -153,6 +179,9 @@ pub(crate) struct Case {
     /// The code the guest ends with.
     #[serde(default)]
     pub(crate) status: u8,
+    /// What the hypervisor is told at the end, where that matters.
+    #[serde(default)]
+    pub(crate) ending: Option<Ending>,
     /// Bytes the kernel's file is cut to before it is booted.
     #[serde(default)]
     pub(crate) cut_image_to: Option<usize>,
@@ -184,12 +213,12 @@ struct GuestTests {
     only: BTreeMap<String, Vec<String>>,
     /// Tests that must end otherwise than with success.
     #[serde(default)]
-    ends: BTreeMap<String, Ending>,
+    ends: BTreeMap<String, End>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Ending {
+struct End {
     status: u8,
     expect: Vec<String>,
 }
@@ -334,6 +363,7 @@ impl GuestTests {
             groups: self.groups.clone(),
             image: self.image.clone(),
             disks: self.disks.clone(),
+            module: None,
             network: self.network,
             memory_mib: self.memory_mib,
             exec: None,
@@ -343,6 +373,7 @@ impl GuestTests {
             expect,
             reject: Vec::new(),
             status,
+            ending: None,
             cut_image_to: None,
             refused: false,
             timeout_s: self.timeout_s,

@@ -7,8 +7,8 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 
-use super::data::DiskKind;
-use crate::{disk, paths, process};
+use super::data::{DiskKind, ModuleKind};
+use crate::{disk, packages, paths, process};
 
 /// A disk image, made once a run.
 ///
@@ -61,13 +61,41 @@ fn fat() -> Result<PathBuf> {
     let directory = paths::cache("disk")?;
     let file = directory.join("fat.img");
     let fresh = paths::fresh(&file);
-    std::fs::File::create(&fresh)?.set_len(32 << 20)?;
+    packages::ensure(&[packages::FILE_SYSTEMS])?;
+    // FAT32 has 65525 clusters at least.
+    std::fs::File::create(&fresh)?.set_len(40 << 20)?;
     let greeting = directory.join("HELLO.TXT");
     std::fs::write(&greeting, "hello, world\n")?;
     let mformat = paths::program(&["mformat"]).context("no mformat (install mtools)")?;
-    process::output(Command::new(mformat).args(["-F", "-i"]).arg(&fresh).arg("::"))?;
+    process::output(Command::new(mformat).args(["-F", "-c", "1", "-i"]).arg(&fresh).arg("::"))?;
     process::output(Command::new("mcopy").arg("-i").arg(&fresh).arg(&greeting).arg("::HELLO.TXT"))?;
     std::fs::rename(&fresh, &file)?;
+    Ok(file)
+}
+
+/// A module, made once a run.
+///
+/// # Errors
+/// A tool is missing or fails.
+pub(crate) fn module(kind: ModuleKind) -> Result<PathBuf> {
+    static MADE: Mutex<BTreeMap<ModuleKind, PathBuf>> = Mutex::new(BTreeMap::new());
+    let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(file) = made.get(&kind) {
+        return Ok(file.clone());
+    }
+    packages::ensure(&[packages::FILE_SYSTEMS])?;
+    let image = disk::demo()?;
+    let tree = image.with_extension("");
+    let (name, script) = match kind {
+        ModuleKind::Tar => ("module.tar", "tar -cf \"$1\" ."),
+        ModuleKind::Cpio => ("module.cpio", "find . | cpio -o -H newc --quiet >\"$1\""),
+        ModuleKind::CpioGz => ("module.cpio.gz", "find . | cpio -o -H newc --quiet | gzip >\"$1\""),
+    };
+    let file = image.with_file_name(name);
+    let fresh = paths::fresh(&file);
+    process::output(Command::new("sh").args(["-c", script, "sh"]).arg(&fresh).current_dir(&tree))?;
+    std::fs::rename(&fresh, &file)?;
+    made.insert(kind, file.clone());
     Ok(file)
 }
 

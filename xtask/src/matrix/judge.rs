@@ -3,7 +3,7 @@
 use crate::console;
 use crate::results::Outcome;
 
-use super::data::Case;
+use super::data::{Case, Ending};
 
 /// What is known of a run that has ended.
 #[derive(Clone, Debug, Default)]
@@ -12,6 +12,8 @@ pub(crate) struct Run {
     pub(crate) console: String,
     /// The exit code, by the machine's own way.
     pub(crate) code: Option<u8>,
+    /// What the hypervisor was told at the end, if it was told anything.
+    pub(crate) ending: Option<Ending>,
     /// Why it did not go as planned (a step that failed, a time limit).
     pub(crate) trouble: Option<String>,
     /// The test killed the machine on purpose.
@@ -78,7 +80,14 @@ pub(crate) fn judge(case: &Case, expect: &[String], run: &Run) -> (Outcome, Stri
             format!("the machine's code is {code}, the reported one {reported}; last lines:{last}");
         return (Outcome::Failure, what);
     }
-    match reported.or(run.code) {
+    if let Some(wanted) = case.ending
+        && run.ending != Some(wanted)
+    {
+        let what = format!("ended by {:?}, not {wanted:?}; last lines:{last}", run.ending);
+        return (Outcome::Failure, what);
+    }
+    // A machine also ends with 0 when its CPU gave up: only the guest's own word counts as success.
+    match reported.or(run.code.filter(|code| *code != 0)) {
         Some(code) if code == case.status => (Outcome::Success, String::new()),
         Some(code) => {
             let outcome = Outcome::from_code(code).max(Outcome::Failure);
@@ -98,6 +107,23 @@ mod tests {
 
     fn run(console: &str, code: Option<u8>) -> Run {
         Run { console: console.to_owned(), code, ..Run::default() }
+    }
+
+    #[test]
+    fn an_end_without_a_word_is_no_success() {
+        let silent = run("janus: entered by PVH\n", Some(0));
+        assert_eq!(judge(&case(""), &[], &silent).0, Outcome::Crash);
+        let said = run("janus-report: {\"exit\":0}\n", Some(0));
+        assert_eq!(judge(&case(""), &[], &said).0, Outcome::Success);
+    }
+
+    #[test]
+    fn an_end_is_the_one_that_was_asked_for() {
+        let mut ended = run("janus-report: {\"exit\":0}\n", Some(0));
+        ended.ending = Some(Ending::PowerOff);
+        assert_eq!(judge(&case("ending = 'reboot'"), &[], &ended).0, Outcome::Failure);
+        ended.ending = Some(Ending::Reboot);
+        assert_eq!(judge(&case("ending = 'reboot'"), &[], &ended).0, Outcome::Success);
     }
 
     #[test]

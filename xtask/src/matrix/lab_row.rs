@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::data::{Case, DiskKind, Instance};
+use super::data::{Case, DiskKind, Ending, Instance, ModuleKind};
 use super::judge::Run;
 use super::steps::{self, Fetched, Place};
 use super::{command_line, disks, qemu_row};
@@ -68,6 +68,11 @@ fn image_name(case: &Case) -> String {
     }
 }
 
+/// The name under which dom0 knows a module.
+fn module_name(kind: ModuleKind) -> String {
+    format!("module-{kind:?}")
+}
+
 impl Bench {
     /// Boots the lab with what `instances` need.
     ///
@@ -90,6 +95,10 @@ impl Bench {
                 };
                 setup.images.push((image_name(case), file));
             }
+        }
+        let modules: BTreeSet<_> = instances.iter().filter_map(|i| i.case.module).collect();
+        for kind in modules {
+            setup.images.push((module_name(kind), disks::module(kind)?));
         }
         let mut disks = BTreeMap::new();
         for kind in kinds {
@@ -140,7 +149,7 @@ impl Bench {
             name: format!("t{}", self.count),
             mode,
             kernel: format!("/images/{}", image_name(case)),
-            ramdisk: None,
+            ramdisk: case.module.map(|kind| format!("/images/{}", module_name(kind))),
             command_line: command_line(case)?,
             memory_mib: case.memory_mib,
             disks: Vec::new(),
@@ -176,6 +185,12 @@ impl Bench {
             Ok(ended) => {
                 outcome.refused = ended.reason.is_none();
                 outcome.console = ended.console;
+                outcome.ending = match ended.reason {
+                    Some(0) => Some(Ending::PowerOff),
+                    Some(1) => Some(Ending::Reboot),
+                    Some(3) => Some(Ending::Crash),
+                    _ => None,
+                };
                 // Crash must be both reported and told to Xen; any other code goes with a power-off.
                 let reported = super::judge::reported_exit(&outcome.console);
                 outcome.code = match (ended.reason, reported) {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::data::Instance;
+use super::data::{Ending, Instance};
 use super::judge::Run;
 use super::steps::{self, Fetched, Place};
 use super::{command_line, disks};
@@ -20,6 +20,8 @@ use crate::{qemu, vmm};
 const REFUSED: u8 = 2;
 /// Its code for a guest that asked for a reboot.
 const REBOOT: u8 = 7;
+/// Its code for a guest that crashed.
+const CRASH: u8 = 6;
 
 struct MonitorPlace {
     process: Process,
@@ -76,6 +78,9 @@ pub(crate) fn run(instance: &Instance, image: &Path) -> Result<Run> {
     if !words.is_empty() {
         command.arg(format!("--append={words}"));
     }
+    if let Some(kind) = case.module {
+        command.arg("--initrd").arg(disks::module(kind)?);
+    }
     for kind in &case.disks {
         command.arg("--disk").arg(format!("{},snapshot", disks::image(*kind)?.display()));
     }
@@ -118,6 +123,11 @@ pub(crate) fn run(instance: &Instance, image: &Path) -> Result<Run> {
 pub(super) fn take_status(outcome: &mut Run, status: Option<u8>) {
     outcome.refused = status == Some(REFUSED);
     if !outcome.refused {
+        outcome.ending = match status {
+            Some(REBOOT) => Some(Ending::Reboot),
+            Some(CRASH) => Some(Ending::Crash),
+            status => status.map(|_| Ending::PowerOff),
+        };
         // As on the other rows, where a machine that reboots just ends.
         outcome.code = status.map(|code| if code == REBOOT { 0 } else { code });
     }

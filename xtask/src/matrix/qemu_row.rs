@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::data::{Case, Firmware, Instance, Row, Step};
+use super::data::{Case, Ending, Firmware, Instance, Row, Step};
 use super::judge::Run;
 use super::steps::{self, Fetched, Place};
 use super::{command_line, disks};
@@ -63,6 +63,7 @@ impl Place for QemuPlace {
 pub(crate) fn run(instance: &Instance, image: &Path) -> Result<Run> {
     let case = &instance.case;
     let words = command_line(case)?;
+    let module = case.module.map(disks::module).transpose()?;
     let (machine, boot) = match instance.row {
         Row::Qemu(machine) => (machine, Boot::Kernel(image.to_owned())),
         Row::Pvh(machine) | Row::PvhNoAcpi(machine) => {
@@ -73,7 +74,7 @@ pub(crate) fn run(instance: &Instance, image: &Path) -> Result<Run> {
         }
         Row::Grub(protocol, firmware) => {
             let name = format!("{}-{}", instance.row_name, case.name);
-            let cd = grub::cd(&name, image, protocol, &words, None)?;
+            let cd = grub::cd(&name, image, protocol, &words, module.as_deref())?;
             let boot = match firmware {
                 Firmware::Bios => Boot::Bios(cd),
                 Firmware::Uefi => Boot::Uefi(cd),
@@ -85,6 +86,7 @@ pub(crate) fn run(instance: &Instance, image: &Path) -> Result<Run> {
     let port = qemu::free_port(0)?;
     let mut vm = Vm::new(machine, boot);
     vm.append = words;
+    vm.initrd = module;
     vm.memory_mib = case.memory_mib;
     vm.forwards = case.network.then(|| vec![(port, 80)]);
     for kind in &case.disks {
@@ -137,6 +139,12 @@ fn finish(outcome: &mut Run, process: &mut Process, deadline: Instant, case: &Ca
         }
         Some(status) => {
             outcome.code = qemu::exit_code(status);
+            // QEMU is told not to reboot, so a machine that resets itself ends it, with status 0.
+            outcome.ending = match (status.code(), outcome.code) {
+                (Some(0), _) => Some(Ending::Reboot),
+                (_, Some(6)) => Some(Ending::Crash),
+                (_, code) => code.map(|_| Ending::PowerOff),
+            };
             if outcome.code.is_none() {
                 outcome.refused = outcome.console.is_empty();
                 outcome.console.push_str(&process.errors.text());
