@@ -15,7 +15,7 @@ use super::emulate;
 use super::hypercall;
 use super::report::Cause;
 use super::space::Resolution;
-use super::timers::{NEVER, now};
+use super::timers::{self, NEVER, now};
 use super::traps::{self, GENERAL_PROTECTION, INVALID_OPCODE, PAGE_FAULT};
 use super::vcpu_info::Mode;
 use crate::engine::{EngineError, Exit, Fault};
@@ -35,6 +35,8 @@ impl Drop for Leaving {
 
 /// Serves a CPU until its domain ends.
 pub(crate) fn serve(mut cpu: Cpu) {
+    // The guest's timers are waits of this thread, which the host would else round up by 50 us.
+    timers::be_punctual();
     let guard = Leaving(Arc::clone(&cpu.domain));
     let kicker = cpu.engine.kicker();
     cpu.shared().attach(kicker);

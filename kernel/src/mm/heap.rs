@@ -155,7 +155,9 @@ impl KernelHeap {
         let magazine = magazines.get_mut(class)?;
         if magazine.head.is_none() {
             let mut slabs = SLABS.lock();
-            for _ in 0..BATCH {
+            // Of large objects fewer: each that is taken is written to, and may be the first use of its page.
+            let size = CLASS_SIZES.get(class).copied().unwrap_or(PAGE_SIZE);
+            for _ in 0..(2 * PAGE_SIZE / size).clamp(1, BATCH) {
                 let Some(object) = slabs.take(class) else { break };
                 // SAFETY: a free object, ours until it is handed out.
                 unsafe { object.write(Object { next: magazine.head }) };

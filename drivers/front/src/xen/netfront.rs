@@ -26,8 +26,11 @@ use crate::class::{
 use crate::dma::DmaBuf;
 use crate::hal::{GrantAccess, HalError, XenHal};
 
-/// Pages kept posted for receiving: the whole ring.
+/// Pages kept posted for receiving, at most: the whole ring.
 const RX_BUFFERS: usize = 256;
+/// Pages for receiving at first: three of the largest frames. Each page is cleared before the peer gets it, so that a card
+/// that is hardly used, and a guest that lives shortly, should not have them all.
+const RX_BUFFERS_FIRST: usize = 64;
 /// Slots that one received frame may take: 64 KiB of any alignment, as backends do.
 const RX_SLOTS_MAX: usize = NR_SLOTS_MIN + 1;
 
@@ -95,6 +98,8 @@ pub struct Netfront {
     rx_slots: Vec<Option<GrantedBuf>>,
     /// Pages to post.
     pool: Vec<DmaBuf>,
+    /// Pages that may exist for receiving; doubled when the peer has used half of them before we came.
+    rx_target: usize,
     /// Pages that exist for receiving: posted, in the pool, or with the user.
     rx_pages: usize,
     connected: bool,
@@ -141,6 +146,7 @@ impl Netfront {
             sent: VecDeque::new(),
             rx_slots: (0..rx_slots).map(|_| None).collect(),
             pool: Vec::new(),
+            rx_target: RX_BUFFERS_FIRST,
             rx_pages: 0,
             connected: true,
             broken: None,
@@ -173,10 +179,13 @@ impl Netfront {
     /// Posts pages for receiving until the ring is full or memory is short.
     fn fill(&mut self) {
         let Some(rx) = &mut self.rx else { return };
+        if self.rx_pages >= self.rx_target && rx.outstanding() as usize <= self.rx_target / 2 {
+            self.rx_target = (self.rx_target * 2).min(RX_BUFFERS);
+        }
         while rx.free() > 0 {
             let buf = match self.pool.pop() {
                 Some(buf) => buf,
-                None if self.rx_pages < RX_BUFFERS => {
+                None if self.rx_pages < self.rx_target => {
                     let Some(buf) = DmaBuf::new(self.hal.frames(), PAGE_SIZE) else { break };
                     self.rx_pages += 1;
                     buf

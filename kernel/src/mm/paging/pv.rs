@@ -156,8 +156,8 @@ impl TableFrames for BootFrames<'_> {
     }
 }
 
-/// Memory mapped at boot, in pages: 16 MiB after the boot area.
-const EAGER: usize = (16 << 20) / PAGE_SIZE;
+/// Memory mapped at boot, in pages: 4 MiB after the boot area.
+const EAGER: usize = (4 << 20) / PAGE_SIZE;
 
 /// Memory that is not mapped yet. Xen checks every entry of a new table, which takes longer than the rest of a small
 /// guest's boot, and much of the memory is never used: it is mapped as the frame allocator runs out, a table at a time.
@@ -494,17 +494,20 @@ pub(super) unsafe fn map(
     let guard = TABLES.lock();
     let tables = guard.as_ref().ok_or(MapError::NotReady)?;
     let mut batch = Batch::new();
+    let mut replaced = false;
     for page in 0..pages {
         let va = va + page * PAGE_SIZE;
         let mfn = tables.mfn(Pfn(frame.0 + page as u64)).ok_or(MapError::BadAddress)?;
         tables.make_tables(&mut Allocator, va)?;
-        let (entry, _) = tables.entry(va).ok_or(MapError::BadAddress)?;
+        let (entry, value) = tables.entry(va).ok_or(MapError::BadAddress)?;
+        replaced |= value & PRESENT != 0;
         // SAFETY: the caller's promise.
         unsafe { batch.push(entry, (mfn.0 << 12) | page_flags(flags)) }?;
     }
     // SAFETY: the caller's promise.
     unsafe { batch.flush() }?;
-    flush(va, pages)
+    // No TLB remembers an entry that was not present (Intel SDM 3A, 4.10.2.3).
+    if replaced { flush(va, pages) } else { Ok(()) }
 }
 
 /// # Safety

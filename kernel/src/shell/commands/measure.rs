@@ -4,7 +4,6 @@
 
 use alloc::boxed::Box;
 use alloc::string::String;
-use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt::Write;
@@ -145,26 +144,24 @@ fn pages(map: bool) -> Result<Samples, String> {
     Ok(samples)
 }
 
-/// From one task to another and back.
+/// From one task to another: two tasks that do nothing but let the other run.
 async fn switch() -> Samples {
-    const COUNT: u32 = 1000;
-    let over = Arc::new(AtomicU64::new(0));
-    let theirs = Arc::clone(&over);
-    let other = task::spawn("measure", async move {
-        while theirs.load(Ordering::Relaxed) == 0 {
-            task::yield_now().await;
-        }
-    });
+    const COUNT: u32 = 5000;
     let mut samples = Vec::with_capacity(BATCHES);
     for _ in 0..BATCHES {
         let start = time::now();
-        for _ in 0..COUNT {
-            task::yield_now().await;
+        let tasks = [(); 2].map(|()| {
+            task::spawn("measure", async {
+                for _ in 0..COUNT {
+                    task::yield_now().await;
+                }
+            })
+        });
+        for task in tasks {
+            task.await;
         }
-        samples.push(elapsed(start) / u64::from(COUNT));
+        samples.push(elapsed(start) / u64::from(2 * COUNT));
     }
-    over.store(1, Ordering::Relaxed);
-    other.await;
     samples
 }
 

@@ -43,7 +43,7 @@ pub(super) fn rows(bench: &Bench<'_>) -> Result<Vec<Row>> {
             bench.limit(&["unmap"])?,
             Goal::AtMost(2.0),
         ),
-        Row::new("", "from task to task and back", Unit::Nanoseconds, guest("switch")?).beside(
+        Row::new("", "from task to task", Unit::Nanoseconds, guest("switch")?).beside(
             "futex round trip",
             futex,
             Goal::AtMost(0.1),

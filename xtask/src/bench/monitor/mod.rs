@@ -114,7 +114,7 @@ impl Bench<'_> {
     /// A command that runs an image in the VMM.
     fn janus(&self, image: &Path) -> Command {
         let mut command = Command::new(&self.janus);
-        command.arg("run").arg(image).stdin(Stdio::null());
+        command.arg("run").arg(image).args(["--engine", "monitor"]).stdin(Stdio::null());
         command
     }
 

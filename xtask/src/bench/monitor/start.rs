@@ -78,7 +78,7 @@ pub(super) fn rows(bench: &Bench<'_>) -> Result<Vec<Row>> {
     let nothing = nothing()?;
     let mut subjects = vec![
         Subject::new("", &[text(&nothing)?]),
-        Subject::new("one line", &[janus, "run", text(&bench.one_line)?]),
+        Subject::new("one line", &[janus, "run", text(&bench.one_line)?, "--engine", "monitor"]),
         Subject::new(
             "janus: ready",
             &[

@@ -279,7 +279,31 @@ fn frames_are_received_in_parts_with_and_without_extra_information() {
         assert!(rig.received().is_none());
         rig.front.kick();
     }
-    assert_eq!(rig.front.rx.as_ref().unwrap().outstanding(), 256, "every page is posted again");
+    assert_eq!(posted(&rig), rig.front.rx_target, "every page is posted again");
+    rig.finish();
+}
+
+/// Pages posted for receiving.
+fn posted(rig: &Rig) -> usize {
+    rig.front.rx.as_ref().unwrap().outstanding() as usize
+}
+
+#[test]
+fn a_card_that_is_used_gets_more_pages_to_receive_into() {
+    let mut rig = rig(offer(true, true));
+    assert_eq!(posted(&rig), RX_BUFFERS_FIRST);
+    for wanted in [RX_BUFFERS_FIRST * 2, RX_BUFFERS, RX_BUFFERS] {
+        // More than half of what is posted, before anybody looks.
+        let count = posted(&rig) / 2 + 1;
+        for _ in 0..count {
+            rig.deliver(&[(0, b"frame")], NetRxFlags::empty(), false);
+        }
+        for _ in 0..count {
+            assert_eq!(rig.received().unwrap().0, b"frame");
+        }
+        rig.front.kick();
+        assert_eq!(posted(&rig), wanted);
+    }
     rig.finish();
 }
 
@@ -298,7 +322,7 @@ fn a_failed_part_drops_its_frame_and_nothing_else() {
     assert_eq!(rig.received().unwrap().0, b"good frame");
     assert!(rig.received().is_none());
     rig.front.kick();
-    assert_eq!(rig.front.rx.as_ref().unwrap().outstanding(), 256);
+    assert_eq!(posted(&rig), rig.front.rx_target);
     rig.finish();
 }
 
@@ -358,7 +382,7 @@ fn a_page_that_the_backend_holds_is_leaked_and_replaced() {
     rig.front.kick();
     assert_eq!(rig.xen.leaked_pages(), 1);
     assert_eq!(rig.xen.allocated_pages(), before + 1);
-    assert_eq!(rig.front.rx.as_ref().unwrap().outstanding(), 256);
+    assert_eq!(posted(&rig), rig.front.rx_target);
 }
 
 #[test]
@@ -381,11 +405,11 @@ fn shortages_at_birth_are_errors_and_later_ones_are_waited_out() {
     rig.deliver(&[(0, b"x")], NetRxFlags::empty(), false);
     assert_eq!(rig.received().unwrap().0, b"x");
     rig.front.kick();
-    assert_eq!(rig.front.rx.as_ref().unwrap().outstanding(), 255);
+    assert_eq!(posted(&rig), rig.front.rx_target - 1);
     rig.xen.limit_grants(None);
     rig.front.transmit(frame).unwrap();
     rig.front.kick();
-    assert_eq!(rig.front.rx.as_ref().unwrap().outstanding(), 256);
+    assert_eq!(posted(&rig), rig.front.rx_target);
     rig.finish();
 }
 
