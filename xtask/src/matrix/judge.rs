@@ -131,7 +131,7 @@ mod tests {
         let wanted = case("status = 5\nreject = ['panic']");
         let expect = ["hello".to_owned()];
         assert_eq!(judge(&wanted, &expect, &run("hello\n", Some(5))).0, Outcome::Success);
-        assert_eq!(judge(&wanted, &expect, &run("hello\n", Some(0))).0, Outcome::Failure);
+        assert_eq!(judge(&wanted, &expect, &run("hello\n", Some(4))).0, Outcome::Failure);
         assert_eq!(judge(&wanted, &expect, &run("nothing\n", Some(5))).0, Outcome::Failure);
         assert_eq!(judge(&wanted, &expect, &run("hello panic\n", Some(5))).0, Outcome::Failure);
         assert_eq!(judge(&wanted, &expect, &run("hello\n", None)).0, Outcome::Crash);
