@@ -112,7 +112,7 @@ fn kill_descendants(root: Pid) {
 }
 
 /// Every process with its parent.
-fn processes() -> Vec<(Pid, Pid)> {
+pub(crate) fn processes() -> Vec<(Pid, Pid)> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     let parent = |entry: std::io::Result<std::fs::DirEntry>| {
         let entry = entry.ok()?;

@@ -5,6 +5,7 @@
 //! `janus-bench: {...}`; what is measured without one, by `tests/bench-peer`.
 
 mod costs;
+mod density;
 mod row;
 mod start;
 
@@ -21,8 +22,8 @@ use super::peer;
 use crate::{disk, guest, packages, process, vmm};
 pub(super) use row::{Row, json, table};
 
-/// Programs from outside this tree to compare with, for `--on monitor`.
-#[derive(Clone, Debug, Default, Args)]
+/// What only `--on monitor` takes: programs from outside this tree to compare with, and sizes.
+#[derive(Clone, Debug, Args)]
 pub(super) struct Outsiders {
     /// Solo5's seccomp tender, to compare with on the monitor.
     #[arg(long, value_name = "FILE", env = "SOLO5_SPT")]
@@ -30,6 +31,9 @@ pub(super) struct Outsiders {
     /// Solo5's test_hello.spt, which that tender runs.
     #[arg(long, value_name = "FILE", env = "SOLO5_HELLO", requires = "solo5_spt")]
     solo5_hello: Option<PathBuf>,
+    /// Guests that are idle at once on the monitor, and at most so many, but not more than 100, that serve at once.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    guests: u32,
 }
 
 /// The longest that one measurement may take.
@@ -92,7 +96,8 @@ const ONE_LINE: &str = "janus-one-line";
 type Measure = fn(&Bench<'_>) -> Result<Vec<Row>>;
 
 /// The subjects, in the table's order.
-const SUBJECTS: &[(&str, Measure)] = &[("starts", start::rows), ("costs", costs::rows)];
+const SUBJECTS: &[(&str, Measure)] =
+    &[("starts", start::rows), ("costs", costs::rows), ("density", density::rows)];
 
 /// Keeps this thread, and all that it starts from here on, on one CPU: the last that it may use.
 fn pin() -> Result<()> {

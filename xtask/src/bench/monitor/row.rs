@@ -15,6 +15,8 @@ pub(super) enum Unit {
     Milliseconds,
     /// KiB.
     Kibibytes,
+    /// How many.
+    Count,
     /// How often a second.
     PerSecond,
 }
@@ -26,6 +28,7 @@ impl Unit {
             Self::Microseconds => "us",
             Self::Milliseconds => "ms",
             Self::Kibibytes => "KiB",
+            Self::Count => "",
             Self::PerSecond => "/s",
         }
     }
