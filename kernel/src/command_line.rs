@@ -79,6 +79,8 @@ impl Options {
                     value.parse().map(|address| options.address = Some((address, None))).is_ok()
                 }
                 "gw" => value.parse().map(|address| gateway = Some(address)).is_ok(),
+                // Read where it is used, before there is anybody to tell.
+                "cpus" => value.parse::<usize>().is_ok_and(|count| count > 0),
                 "http" => value.parse().map(|port| options.http_port = port).is_ok(),
                 _ => true,
             };
@@ -136,6 +138,7 @@ mod tests {
         );
         assert_eq!(options.http_port, 8080);
         assert_eq!(Options::parse("ip=10.0.0.2 http=x").unusable, ["ip=10.0.0.2", "http=x"]);
+        assert_eq!(Options::parse("cpus=2 cpus=0 cpus=two").unusable, ["cpus=0", "cpus=two"]);
     }
 
     #[test]

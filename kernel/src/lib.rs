@@ -29,6 +29,7 @@ pub mod platform;
 pub mod power;
 pub mod services;
 pub mod shell;
+pub mod smp;
 #[cfg(target_os = "none")]
 mod start;
 pub mod sync;

@@ -6,13 +6,13 @@
 #![expect(unsafe_code, reason = "reads the stack it stands on")]
 
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use janus_proto::addr::{Gpa, PAGE_SIZE, Pfn};
 
 use crate::mm::frames;
-use crate::platform;
 use crate::power::{self, ExitStatus};
+use crate::{percpu, platform, smp};
 
 /// Frames of a backtrace at most.
 const MAX_DEPTH: usize = 40;
@@ -20,22 +20,37 @@ const MAX_DEPTH: usize = 40;
 /// With fewer free pages than this, memory is what is missing.
 const SHORT: usize = 64;
 
-static REPORTING: AtomicBool = AtomicBool::new(false);
+/// The CPU that reports, as its number plus 1; 0: none.
+static REPORTER: AtomicU32 = AtomicU32::new(0);
 
 /// A writer for the kernel's last words.
 #[derive(Debug)]
 pub struct Report(());
 
 impl Report {
-    /// Begins the report; if one is under way already, it has failed, and the machine ends here.
+    /// Begins the report, for which other CPUs are stopped. If this CPU reports already, that has failed, and the
+    /// machine ends here; if another one does, this one leaves it to that.
     #[must_use]
     pub fn begin() -> Self {
-        if REPORTING.swap(true, Ordering::Relaxed) {
-            platform::early_write(b"\nfailed again while reporting\n");
-            power::exit(ExitStatus::Crash);
+        let own = percpu::current().id().0 + 1;
+        match REPORTER.compare_exchange(0, own, Ordering::SeqCst, Ordering::SeqCst) {
+            Ok(_) => {
+                smp::stop_others();
+                Self(())
+            }
+            Err(reporter) if reporter == own => {
+                platform::early_write(b"\nfailed again while reporting\n");
+                power::exit(ExitStatus::Crash)
+            }
+            Err(_) => smp::stand_still(),
         }
-        Self(())
     }
+}
+
+/// Whether another CPU reports a failure, so that this one has to stand still.
+pub(crate) fn reported_elsewhere() -> bool {
+    let reporter = REPORTER.load(Ordering::SeqCst);
+    reporter != 0 && reporter != percpu::current().id().0 + 1
 }
 
 impl Write for Report {
@@ -50,6 +65,13 @@ fn memory_line(out: &mut impl Write) {
     if let Some(memory) = frames::try_statistics().filter(|memory| memory.free < SHORT) {
         let (free, total) = (memory.free * PAGE_SIZE / 1024, memory.total * PAGE_SIZE / 1024);
         let _ = writeln!(out, "memory is short: {free} of {total} KiB free; give the machine more");
+    }
+}
+
+/// Says which CPU it is, where there are several.
+pub(crate) fn cpu_line(out: &mut impl Write) {
+    if smp::several() {
+        let _ = writeln!(out, "on CPU {}", percpu::current().id().0);
     }
 }
 
@@ -124,6 +146,7 @@ fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     platform::disable_irqs();
     let mut report = Report::begin();
     let _ = writeln!(report, "\nkernel {info}");
+    cpu_line(&mut report);
     memory_line(&mut report);
     backtrace(&mut report, None, frame_pointer());
     power::exit(ExitStatus::Crash)

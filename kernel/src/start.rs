@@ -20,7 +20,7 @@ use crate::platform::{self, Platform, calibrate};
 use crate::power::{self, ExitStatus};
 use crate::task::hooks::{self, Hooks};
 use crate::trap::{fpu, idt};
-use crate::{cpu, firmware, logger, percpu, task, virtio, xen};
+use crate::{cpu, firmware, logger, percpu, smp, task, virtio, xen};
 
 unsafe extern "Rust" {
     /// The image's main function, made by [`crate::entry!`].
@@ -48,6 +48,7 @@ extern "Rust" fn janus_kernel_start(info: BootInfo) -> ! {
     // SAFETY: traps are set up, and nothing is locked.
     unsafe { platform::enable_irqs() };
     drop(task::spawn("power", power::obey()));
+    smp::init();
     if platform == Platform::Kvm {
         platform::tcg::init();
         virtio::init(info.command_line);
@@ -89,6 +90,7 @@ fn start_memory(info: &BootInfo) {
     // SAFETY: 1. `reserved` names everything that is in use; 2. the boot tables map 4 GiB.
     unsafe { frames::init(info.memory.ranges(), &taken(info), Gpa(1 << 32)) }
         .unwrap_or_else(|error| fail("memory", error));
+    frames::keep_low_page();
     // SAFETY: 1. the boot tables map 4 GiB, and the allocator starts from below; 2. these are the image's parts.
     unsafe { paging::native::init(info.memory.ranges(), &sections()) }
         .unwrap_or_else(|error| fail("page tables", error));
@@ -164,7 +166,8 @@ const HOOKS: Hooks = Hooks {
             platform::wake_cpu(cpu);
         }
     },
-    relax: core::hint::spin_loop,
+    relax: platform::relax,
+    nth_cpu: |n| smp::nth(n).map(percpu::PerCpu::runtime),
     stack_alloc: stack::allocate,
     // SAFETY: the executor gives back what `stack_alloc` gave, when its fiber has ended.
     stack_free: |lowest, bytes| unsafe { stack::free(lowest, bytes) },

@@ -63,6 +63,8 @@ pub(crate) struct Vm {
     pub(crate) forwards: Option<Vec<(u16, u16)>>,
     /// MiB.
     pub(crate) memory_mib: u32,
+    /// Virtual CPUs.
+    pub(crate) cpus: u32,
     /// `mon:stdio` for a person, `stdio` for a program.
     pub(crate) serial: &'static str,
 }
@@ -78,6 +80,7 @@ impl Vm {
             disks: Vec::new(),
             forwards: None,
             memory_mib: 256,
+            cpus: 1,
             serial: "stdio",
         }
     }
@@ -90,7 +93,9 @@ impl Vm {
             Machine::Microvm => "microvm",
             Machine::Pc => "pc",
         };
-        qemu.args(["-accel", "tcg", "-M", machine, "-cpu", "max", "-smp", "1", "-m"])
+        qemu.args(["-accel", "tcg", "-M", machine, "-cpu", "max", "-smp"])
+            .arg(self.cpus.to_string())
+            .arg("-m")
             .arg(self.memory_mib.to_string())
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
             .args(["-serial", self.serial])

@@ -49,6 +49,9 @@ pub(crate) struct RunArguments {
     /// Guest memory in MiB.
     #[arg(long, default_value_t = 256)]
     memory: u32,
+    /// Virtual CPUs.
+    #[arg(long, default_value_t = 1)]
+    cpus: u32,
     /// Another kernel than the default image.
     #[arg(long, value_name = "PATH")]
     image: Option<PathBuf>,
@@ -92,16 +95,20 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<ExitCode> {
         append = format!("{append} {}", exec_words(commands)?);
     }
     let append = append.trim().to_owned();
+    let xen = |mode| {
+        let (memory, cpus) = (arguments.memory, arguments.cpus);
+        lab::command::shell(mode, image.clone(), disks.clone(), append.clone(), memory, cpus)
+    };
     let machine = match arguments.machine {
         Where::Janus => return bundled(arguments, &image, &disks, &append),
         Where::Q35 => Machine::Q35,
         Where::Microvm => Machine::Microvm,
         Where::Pc => Machine::Pc,
         Where::XenPv => {
-            return lab::command::shell(lab::Mode::Pv, image, disks, append, arguments.memory);
+            return xen(lab::Mode::Pv);
         }
         Where::XenPvh => {
-            return lab::command::shell(lab::Mode::Pvh, image, disks, append, arguments.memory);
+            return xen(lab::Mode::Pvh);
         }
     };
     let mut forwards = arguments.ports.clone();
@@ -113,6 +120,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<ExitCode> {
     vm.append = append;
     vm.disks = disks.into_iter().map(|file| Disk { file, keep_writes }).collect();
     vm.memory_mib = arguments.memory;
+    vm.cpus = arguments.cpus;
     if arguments.exec.is_none() {
         for (host, guest) in &forwards {
             eprintln!("janus: http://127.0.0.1:{host}/ reaches the guest's port {guest}");
@@ -141,6 +149,7 @@ fn bundled(
 ) -> Result<ExitCode> {
     let mut command = std::process::Command::new(vmm::build()?);
     command.arg("run").arg(image).arg(format!("--memory={}M", arguments.memory));
+    command.arg(format!("--cpus={}", arguments.cpus));
     if !append.is_empty() {
         command.arg(format!("--append={append}"));
     }

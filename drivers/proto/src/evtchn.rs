@@ -37,7 +37,18 @@ impl<'a> PortBits<'a> {
     ///
     /// Call again while `upcall_pending` is set: an event that arrives meanwhile sets it again.
     /// Answers how many ports were handled.
-    pub fn drain(&self, vcpu: VcpuBits<'_>, mut handle: impl FnMut(Port)) -> u32 {
+    pub fn drain(&self, vcpu: VcpuBits<'_>, handle: impl FnMut(Port)) -> u32 {
+        self.drain_some(vcpu, |_| u64::MAX, handle)
+    }
+
+    /// Guest: as [`Self::drain`], of those ports only that `mine` has in its answer to a word's index: the others of
+    /// the word interrupt other vCPUs, which are told of them by their own selectors.
+    pub fn drain_some(
+        &self,
+        vcpu: VcpuBits<'_>,
+        mine: impl Fn(usize) -> u64,
+        mut handle: impl FnMut(Port),
+    ) -> u32 {
         // Orders the flag before the selector: Xen sets pending, selector, flag in this order, so an
         // event whose bits we miss below finds the flag clear and sets it again.
         vcpu.upcall_pending.swap(0, Ordering::SeqCst);
@@ -48,7 +59,9 @@ impl<'a> PortBits<'a> {
             else {
                 continue;
             };
-            let due = pending.load(Ordering::Acquire) & !mask.load(Ordering::Relaxed);
+            let due = pending.load(Ordering::Acquire)
+                & !mask.load(Ordering::Relaxed)
+                & mine(index as usize);
             for bit in bits(due) {
                 // Cleared before it is handled, so that an event during the handler is a new one.
                 pending.fetch_and(!(1 << bit), Ordering::SeqCst);

@@ -114,7 +114,7 @@ pub fn input(bytes: &[u8]) {
     let room = TYPED.saturating_sub(input.len());
     input.extend(bytes.iter().take(room));
     drop(input);
-    TYPED_SOMETHING.notify_all();
+    TYPED_SOMETHING.notify();
 }
 
 /// Takes typed bytes that are there; answers how many.
@@ -130,13 +130,12 @@ pub fn try_read(buf: &mut [u8]) -> usize {
 /// Waits for typed bytes and takes them; answers how many, at least 1 unless `buf` is empty.
 pub async fn read(buf: &mut [u8]) -> usize {
     loop {
-        // Made before the look, so that a byte typed in between is not missed.
-        let signal = TYPED_SOMETHING.notified();
         let count = try_read(buf);
         if count > 0 || buf.is_empty() {
             return count;
         }
-        signal.await;
+        // The signal waits for us if a byte was typed in between.
+        TYPED_SOMETHING.notified().await;
     }
 }
 

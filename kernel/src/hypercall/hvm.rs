@@ -41,3 +41,12 @@ pub unsafe fn set_callback_vector(vector: u8) -> Result<()> {
     }
     .map(drop)
 }
+
+/// Has all CPUs forget all cached translations.
+///
+/// # Errors
+/// There is no Xen.
+pub fn flush_tlbs() -> Result<()> {
+    // SAFETY: no structure, for all CPUs; a flush changes no mapping.
+    unsafe { call(Hypercall::HVM_OP, [HvmOp::FLUSH_TLBS.0.into(), 0, 0, 0, 0]) }.map(drop)
+}

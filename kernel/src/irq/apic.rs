@@ -11,12 +11,14 @@ use janus_proto::addr::{Gpa, PAGE_SIZE};
 use x86_64::registers::model_specific::Msr;
 
 use crate::mm::paging::{self, MapError};
-use crate::platform::clock;
+use crate::platform::{IrqGuard, clock};
 
 /// Vectors of the APIC's own interrupts, above those for devices.
 pub const TIMER_VECTOR: u8 = 0xf0;
 /// Ends the wait of another CPU.
 pub const WAKE_VECTOR: u8 = 0xf1;
+/// Asks another CPU to forget translations.
+pub const FLUSH_VECTOR: u8 = 0xf2;
 /// APIC errors; counted as stray.
 pub const ERROR_VECTOR: u8 = 0xfe;
 /// Spurious interrupts, which get no end-of-interrupt.
@@ -53,6 +55,13 @@ const TIMER_CURRENT: Register = Register(0x390);
 const TIMER_DIVIDE: Register = Register(0x3e0);
 
 const SPURIOUS_ENABLE: u32 = 1 << 8;
+/// [`send`]: resets the CPU (delivery mode 5, asserted).
+pub const INIT: u32 = 5 << 8 | 1 << 14;
+/// [`send`]: starts the CPU at the page whose number is added (delivery mode 6).
+pub const STARTUP: u32 = 6 << 8 | 1 << 14;
+/// All CPUs but this one, whatever the target (shorthand 3), get an NMI (delivery mode 4).
+const NMI_TO_OTHERS: u32 = 3 << 18 | 4 << 8 | 1 << 14;
+
 const LVT_MASKED: u32 = 1 << 16;
 const LVT_NMI: u32 = 4 << 8;
 const TIMER_TSC_DEADLINE: u32 = 2 << 17;
@@ -160,6 +169,16 @@ pub(crate) fn use_tsc_deadline() {
     }
 }
 
+/// Starts the timer of this CPU, which counts as that of the first CPU does.
+pub(crate) fn start_timer() {
+    if TSC_DEADLINE.load(Ordering::Relaxed) != 0 {
+        use_tsc_deadline();
+    } else {
+        write(TIMER_DIVIDE, DIVIDE_BY_1);
+        write(LVT_TIMER, u32::from(TIMER_VECTOR));
+    }
+}
+
 /// Asks for one timer interrupt at a time of [`crate::platform::now_ns`], or for none.
 pub(crate) fn set_timer(deadline_ns: Option<u64>) {
     if TSC_DEADLINE.load(Ordering::Relaxed) != 0 {
@@ -205,15 +224,24 @@ pub fn send(target: u32, command: u32) {
     match mode() {
         Mode::Off => {}
         Mode::XApic => {
+            // A handler that sends, too, must not come between the two.
+            let _masked = IrqGuard::new();
             write(ICR_HIGH, target << 24);
             write(ICR_LOW, command);
         }
         Mode::X2Apic => {
+            // The write is not ordered behind what other CPUs are to see (Intel SDM volume 3, 11.12.3).
+            core::sync::atomic::fence(Ordering::SeqCst);
             let value = u64::from(target) << 32 | u64::from(command);
             // SAFETY: the x2APIC is on; an interrupt to a CPU of ours runs our handlers.
             unsafe { Msr::new(MSR_X2APIC + u32::from(ICR_LOW.0 >> 4)).write(value) };
         }
     }
+}
+
+/// Interrupts all other CPUs, whatever they have masked.
+pub(crate) fn stop_others() {
+    send(0, NMI_TO_OTHERS);
 }
 
 fn read(register: Register) -> u32 {

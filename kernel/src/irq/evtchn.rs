@@ -3,14 +3,16 @@
 //! The bits and the rules for them are [`janus_proto::evtchn`]'s, over the page of
 //! [`crate::xen::shared_info`]; ports come by [`crate::hypercall::event`]. Handlers are those of [`super::register`] for [`Source::Event`].
 
-use core::sync::atomic::{Ordering, compiler_fence};
+use alloc::boxed::Box;
+use core::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
 use janus_proto::abi::xen::{Errno, Virq};
 use janus_proto::addr::{DomId, Port};
 
 use super::{Handler, IrqError, Registration, Source};
 use crate::hypercall::event;
-use crate::xen::shared_info::{SHARED_INFO, boot_vcpu};
+use crate::percpu::{self, CpuId, PerCpu};
+use crate::xen::shared_info::{EVENT_WORDS, SHARED_INFO};
 
 /// Why there is no event channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,11 +49,35 @@ pub(crate) fn init() {
     SHARED_INFO.ports().mask_all();
 }
 
-/// Handles everything that is pending; called by the entry code with events masked.
+/// Ports that interrupt another CPU than the first one. All ports share the pending bits, so each CPU must leave those
+/// of others alone: it would take the interrupt from them.
+static ELSEWHERE: [AtomicU64; EVENT_WORDS] = [const { AtomicU64::new(0) }; EVENT_WORDS];
+
+/// Word and bit of a port in the bitmaps.
+fn place(port: Port) -> (usize, u64) {
+    let index = usize::try_from(port.0 / u64::BITS).unwrap_or(usize::MAX);
+    (index, 1 << (port.0 % u64::BITS))
+}
+
+/// The ports of word `index` that interrupt `cpu`.
+fn mine(cpu: &PerCpu, index: usize) -> u64 {
+    if cpu.id() == CpuId(0) {
+        return ELSEWHERE.get(index).map_or(0, |word| !word.load(Ordering::Relaxed));
+    }
+    let ports = cpu.ports.iter().map(|port| Port(port.load(Ordering::Relaxed)));
+    ports
+        .filter(|port| port.0 != 0)
+        .map(place)
+        .filter(|(word, _)| *word == index)
+        .fold(0, |bits, (_, bit)| bits | bit)
+}
+
+/// Handles everything that is pending for this CPU; called by the entry code with events masked.
 pub fn upcall() {
-    let vcpu = boot_vcpu();
+    let (cpu, vcpu) = (percpu::current(), percpu::vcpu());
     loop {
-        SHARED_INFO.ports().drain(vcpu.bits(), |port| super::dispatch(Source::Event(port)));
+        let handle = |port| super::dispatch(Source::Event(port));
+        SHARED_INFO.ports().drain_some(vcpu.bits(), |index| mine(cpu, index), handle);
         if vcpu.evtchn_upcall_pending.load(Ordering::Relaxed) == 0 {
             break;
         }
@@ -160,6 +186,48 @@ pub fn attach(
     handler: Handler,
 ) -> Result<EventChannel, EventError> {
     EventChannel::new(port, false, name, handler)
+}
+
+/// Which of a CPU's own event channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub(crate) enum Own {
+    /// Its timer's.
+    Timer = 0,
+    /// The one by which others interrupt it.
+    Wake = 1,
+}
+
+/// Opens one of the event channels that every CPU has; both only end waits. They stay open for good.
+///
+/// # Errors
+/// See [`EventError`].
+pub(crate) fn open_own(cpu: &PerCpu, own: Own) -> Result<(), EventError> {
+    let CpuId(vcpu) = cpu.id();
+    let (port, name) = match own {
+        Own::Timer => (event::bind_virq(Virq::TIMER, vcpu)?, "timer"),
+        Own::Wake => (event::bind_ipi(vcpu)?, "wake-up"),
+    };
+    if let Some(slot) = cpu.ports.get(own as usize) {
+        slot.store(port.0, Ordering::Relaxed);
+    }
+    let (word, bit) = place(port);
+    if vcpu != 0
+        && let Some(word) = ELSEWHERE.get(word)
+    {
+        word.fetch_or(bit, Ordering::Relaxed);
+    }
+    EventChannel::new(port, true, name, Box::new(|| {})).map(|channel| {
+        channel.keep();
+    })
+}
+
+/// Interrupts a CPU that has [`Own::Wake`].
+pub(crate) fn wake(cpu: &PerCpu) {
+    let port = cpu.ports.get(Own::Wake as usize).map_or(0, |port| port.load(Ordering::Relaxed));
+    if port != 0 {
+        notify(Port(port));
+    }
 }
 
 /// A virtual interrupt of CPU `vcpu`.

@@ -13,9 +13,10 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use janus_proto::addr::Gpa;
 
-use super::{Handler, IrqError, Registration, Source, apic, register_vector};
+use super::{Handler, IrqError, Registration, Source, register_vector};
 use crate::firmware::{self, IoApicInfo, Polarity, Trigger};
 use crate::mm::paging::{self, MapError};
+use crate::percpu;
 use crate::platform::lock::IrqLock;
 
 /// Index and data registers, by offset.
@@ -150,7 +151,7 @@ fn with_pin<T>(gsi: u32, work: impl FnOnce(&mut IoApic, u32) -> T) -> Option<T> 
     Some(work(io_apic, pin))
 }
 
-/// Handles a global system interrupt on this CPU. Level lines can be shared.
+/// Handles a global system interrupt on the first CPU, which always runs. Level lines can be shared.
 ///
 /// # Errors
 /// No I/O APIC has the line, no vector is left, or the line is taken: edges are lost when shared, and a line has one
@@ -184,7 +185,7 @@ pub fn register_gsi(
     let shared = Arc::clone(&handlers);
     let registration = register_vector(name, Box::new(move || run_all(&shared)))?;
     let Source::Vector(vector) = registration.source() else { return Err(IrqError::NoVector) };
-    let destination = apic::id();
+    let destination = percpu::first().apic_id();
     with_pin(gsi, |io_apic, pin| {
         io_apic.write(REDIRECTION + 2 * pin + 1, destination << 24);
         io_apic.write(REDIRECTION + 2 * pin, low | u32::from(vector));
@@ -201,7 +202,7 @@ fn run_all(handlers: &Handlers) {
     }
 }
 
-/// Handles an ISA interrupt on this CPU, wherever the firmware says that it goes.
+/// Handles an ISA interrupt, wherever the firmware says that it goes.
 ///
 /// # Errors
 /// As [`register_gsi`].

@@ -13,8 +13,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use janus_proto::addr::Port;
 
-use crate::percpu;
 use crate::platform::lock::IrqLock;
+use crate::{percpu, smp};
 
 pub mod apic;
 pub mod evtchn;
@@ -229,6 +229,10 @@ pub(crate) fn interrupt(vector: u8) {
         XEN_UPCALL_VECTOR => evtchn::upcall(),
         // These only end a wait.
         apic::TIMER_VECTOR | apic::WAKE_VECTOR => apic::end_of_interrupt(),
+        apic::FLUSH_VECTOR => {
+            smp::attend();
+            apic::end_of_interrupt();
+        }
         _ => {
             dispatch(Source::Vector(vector));
             apic::end_of_interrupt();

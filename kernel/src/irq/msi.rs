@@ -1,9 +1,10 @@
-//! Message-signalled interrupts: the message that makes a device interrupt this CPU.
+//! Message-signalled interrupts: the message that makes a device interrupt the first CPU.
 //!
 //! Ref: PCI 3.0, 6.8; Intel SDM volume 3, 11.11. Where the message goes (MSI capability, MSI-X table)
 //! is the business of whoever drives the bus.
 
 use super::{Handler, IrqError, Registration, Source, apic, register_vector};
+use crate::percpu;
 
 /// What a device writes, and where, to interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +28,7 @@ impl Message {
     }
 }
 
-/// Handles the interrupts of one message on this CPU; answers the message to give to the device.
+/// Handles the interrupts of one message on the first CPU, which always runs; answers the message to give to the device.
 ///
 /// # Errors
 /// No vector is left, or no local APIC is in use.
@@ -40,7 +41,7 @@ pub fn register_msi(
     }
     let registration = register_vector(name, handler)?;
     let Source::Vector(vector) = registration.source() else { return Err(IrqError::NoVector) };
-    let message = Message::new(apic::id(), vector).ok_or(IrqError::NotHere)?;
+    let message = Message::new(percpu::first().apic_id(), vector).ok_or(IrqError::NotHere)?;
     Ok((registration, message))
 }
 

@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "memory begins here")]
 
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use janus_boot::{MemoryKind, MemoryRange};
 use janus_front::dma::FrameSource;
@@ -153,6 +154,28 @@ fn place_table(
             None
         },
     )
+}
+
+/// A frame below 1 MiB, where other CPUs start from: kept when [`keep_low_page`] found one.
+static LOW_PAGE: AtomicU64 = AtomicU64::new(0);
+
+/// Keeps a frame below 1 MiB, if one is free; called once, first.
+pub(crate) fn keep_low_page() {
+    const LIMIT: u64 = 1 << 20;
+    // The lowest frame comes first.
+    let Some(frame) = take_mapped(1, 1) else { return };
+    if frame.start().0 < LIMIT {
+        LOW_PAGE.store(frame.0, Ordering::Relaxed);
+    } else {
+        // SAFETY: just taken.
+        unsafe { free(frame, 1) };
+    }
+}
+
+/// The frame that [`keep_low_page`] kept.
+#[must_use]
+pub(crate) fn low_page() -> Option<Pfn> {
+    Some(Pfn(LOW_PAGE.load(Ordering::Relaxed))).filter(|frame| frame.0 != 0)
 }
 
 /// Keeps free frames from `start` on back: they are not mapped yet. `extend` maps some of them and [`release`]s them,

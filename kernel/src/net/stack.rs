@@ -194,6 +194,8 @@ impl Stack {
         }
         for listening in &self.listening {
             listening.ready.notify_all();
+            // And for who is just about to wait, on another CPU.
+            listening.ready.notify();
         }
     }
 

@@ -165,7 +165,10 @@ pub(crate) fn refine() {
     if now_ns < REFINE_AFTER_NS {
         return;
     }
-    REFINED.store(true, Ordering::Relaxed);
+    if REFINED.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    let _masked = super::IrqGuard::new();
     let Some(first) = *FIRST.lock() else { return };
     if now_ns > REFINE_BEFORE_NS {
         return;

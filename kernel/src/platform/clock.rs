@@ -77,7 +77,7 @@ pub fn scale() -> Scale {
     }
 }
 
-/// Publishes a scale. One writer at a time: the boot CPU, with interrupts masked.
+/// Publishes a scale. One writer at a time: boot, then whoever ends the measurement (`calibrate::refine`).
 pub(crate) fn set_scale(scale: Scale) {
     let sequence = SEQUENCE.load(Ordering::Relaxed);
     SEQUENCE.store(sequence.wrapping_add(1), Ordering::Relaxed);
@@ -110,13 +110,24 @@ pub(crate) fn init_hypervisor_clock() {
     ASK_HYPERVISOR.store(!reading.stable, Ordering::Relaxed);
 }
 
+/// Turns on KVM's clock of the calling CPU, another than the first.
+pub(crate) fn init_hypervisor_clock_here() {
+    kvm_clock::init_here();
+}
+
 /// Nanoseconds since the clock was started.
 #[must_use]
 pub fn now_ns() -> u64 {
+    /// The latest time that any CPU has told: their own lines from counter to time differ by a little.
+    static LATEST_NS: AtomicU64 = AtomicU64::new(0);
     if ASK_HYPERVISOR.load(Ordering::Relaxed)
         && let Some(ns) = kvm_clock::now_ns()
     {
-        return ns.saturating_sub(HYPERVISOR_ZERO_NS.load(Ordering::Relaxed));
+        let ns = ns.saturating_sub(HYPERVISOR_ZERO_NS.load(Ordering::Relaxed));
+        if !crate::smp::several() {
+            return ns;
+        }
+        return LATEST_NS.fetch_max(ns, Ordering::Relaxed).max(ns);
     }
     scale().ns_at(crate::cpu::rdtsc())
 }

@@ -64,6 +64,18 @@ pub(super) fn init() -> Option<Reading> {
     Some(Reading { info, stable })
 }
 
+/// Turns the clock on for the calling CPU, another than the first.
+pub(super) fn init_here() {
+    let id = usize::try_from(crate::percpu::current().id().0).unwrap_or(usize::MAX);
+    if !AVAILABLE.load(Ordering::Relaxed) {
+        return;
+    }
+    let Some(time) = TIME.get(id) else { return };
+    let address = core::ptr::from_ref(time).expose_provenance() as u64;
+    // SAFETY: as in `init`.
+    unsafe { Msr::new(MSR_SYSTEM_TIME).write(address | SYSTEM_TIME_ENABLE) };
+}
+
 /// The hypervisor's time now.
 pub(super) fn now_ns() -> Option<u64> {
     let cpu = usize::try_from(crate::percpu::current().id().0).ok()?;

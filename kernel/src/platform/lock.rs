@@ -3,15 +3,29 @@
 use core::fmt;
 use core::ops::{Deref, DerefMut};
 
+use spin::mutex::{SpinMutex, SpinMutexGuard};
+use spin::relax::RelaxStrategy;
+
 use super::IrqGuard;
 
+/// How a CPU waits for a lock that another one has.
+#[derive(Debug)]
+pub struct Relax;
+
+impl RelaxStrategy for Relax {
+    #[inline]
+    fn relax() {
+        super::relax();
+    }
+}
+
 /// A value behind a spin lock that interrupt handlers may take too.
-pub struct IrqLock<T>(spin::Mutex<T>);
+pub struct IrqLock<T>(SpinMutex<T, Relax>);
 
 /// Access to the value of an [`IrqLock`].
 pub struct IrqLockGuard<'a, T> {
     // Declared before the guard: unlocked first, unmasked second.
-    value: spin::MutexGuard<'a, T>,
+    value: SpinMutexGuard<'a, T, Relax>,
     _irq: IrqGuard,
 }
 
@@ -19,7 +33,7 @@ impl<T> IrqLock<T> {
     /// An unlocked value.
     #[must_use]
     pub const fn new(value: T) -> Self {
-        Self(spin::Mutex::new(value))
+        Self(SpinMutex::new(value))
     }
     /// Masks interrupts and takes the lock.
     #[inline]

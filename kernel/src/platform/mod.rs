@@ -22,7 +22,7 @@ pub mod lock;
 pub mod native;
 mod rtc;
 pub(crate) mod tcg;
-pub mod xen_clock;
+pub(crate) mod xen_clock;
 pub mod xen_pv;
 pub mod xen_pvh;
 
@@ -198,7 +198,25 @@ pub fn idle_wait() {
     }
 }
 
-/// Nanoseconds since boot; monotonic on each CPU.
+/// One step of waiting for another CPU, which may not be running now.
+///
+/// What another CPU asks of this one is done here, as interrupts are masked where locks are waited for.
+pub fn relax() {
+    match current() {
+        Platform::XenPv | Platform::XenPvh => {
+            crate::smp::attend();
+            xen_pv::relax();
+        }
+        Platform::Kvm => {
+            crate::smp::attend();
+            core::hint::spin_loop();
+        }
+        #[cfg(not(target_os = "none"))]
+        Platform::Host => std::thread::yield_now(),
+    }
+}
+
+/// Nanoseconds since boot; the same on all CPUs, and never running backwards.
 #[must_use]
 #[inline]
 pub fn now_ns() -> u64 {
@@ -241,8 +259,8 @@ pub fn set_timer(deadline_ns: Option<u64>) {
 /// Ends the [`idle_wait`] of another CPU.
 pub fn wake_cpu(cpu: &crate::percpu::PerCpu) {
     match current() {
-        Platform::XenPv => xen_pv::wake_cpu(cpu),
-        Platform::XenPvh | Platform::Kvm => native::wake_cpu(cpu),
+        Platform::XenPv | Platform::XenPvh => xen_pv::wake_cpu(cpu),
+        Platform::Kvm => native::wake_cpu(cpu),
         #[cfg(not(target_os = "none"))]
         Platform::Host => {}
     }

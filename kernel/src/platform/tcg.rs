@@ -35,7 +35,7 @@ static CHANGED: Notify = Notify::new();
 #[inline]
 pub(crate) fn flushed() {
     if !FLUSHED.swap(true, Ordering::Relaxed) {
-        CHANGED.notify_all();
+        CHANGED.notify();
     }
 }
 

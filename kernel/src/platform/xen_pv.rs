@@ -14,8 +14,9 @@ use super::xen_clock;
 use crate::hypercall;
 use crate::irq::evtchn;
 use crate::mm::paging::{MapError, pv};
+use crate::percpu;
 use crate::power::ExitStatus;
-use crate::xen::shared_info::{self, SHARED_INFO};
+use crate::xen::shared_info::SHARED_INFO;
 
 /// Makes hypercalls work and maps the shared page, over the page of the image kept for it: events can
 /// be masked and time read from here on. The first act under PV; needs no memory. `hypercall_page` is the address of
@@ -52,24 +53,24 @@ pub(crate) unsafe fn set_gs_base(base: u64) -> Result<(), Errno> {
 /// # Errors
 /// Xen refused the event channel.
 pub(crate) fn init_timer() -> Result<(), evtchn::EventError> {
-    xen_clock::init_timer()
+    xen_clock::init_timer(percpu::current())
 }
 
 #[inline]
 pub(super) fn irqs_enabled() -> bool {
-    shared_info::boot_vcpu().evtchn_upcall_mask.load(Ordering::Relaxed) == 0
+    percpu::vcpu().evtchn_upcall_mask.load(Ordering::Relaxed) == 0
 }
 
 #[inline]
 pub(super) fn disable_irqs() {
-    shared_info::boot_vcpu().evtchn_upcall_mask.store(1, Ordering::Relaxed);
+    percpu::vcpu().evtchn_upcall_mask.store(1, Ordering::Relaxed);
     // Xen looks at the mask on this CPU, so the compiler's order is all that matters.
     compiler_fence(Ordering::SeqCst);
 }
 
 #[inline]
 pub(super) fn enable_irqs() {
-    let vcpu = shared_info::boot_vcpu();
+    let vcpu = percpu::vcpu();
     compiler_fence(Ordering::SeqCst);
     vcpu.evtchn_upcall_mask.store(0, Ordering::Relaxed);
     compiler_fence(Ordering::SeqCst);
@@ -98,8 +99,23 @@ pub(super) fn set_timer(deadline_ns: Option<u64>) {
     xen_clock::set_timer(deadline_ns);
 }
 
-/// Other CPUs are not started under Xen PV yet, so there is none to wake.
-pub(super) fn wake_cpu(_cpu: &crate::percpu::PerCpu) {}
+pub(super) fn wake_cpu(cpu: &percpu::PerCpu) {
+    evtchn::wake(cpu);
+}
+
+/// One step of waiting for another CPU: often enough it may be one that Xen lets wait for this one's time.
+pub(super) fn relax() {
+    /// Steps between two yields.
+    const STEPS: u32 = 128;
+    let spins = &percpu::current().spins;
+    let count = spins.load(Ordering::Relaxed).wrapping_add(1);
+    spins.store(count, Ordering::Relaxed);
+    if count.is_multiple_of(STEPS) {
+        hypercall::yield_cpu();
+    } else {
+        core::hint::spin_loop();
+    }
+}
 
 pub(super) fn end(status: ExitStatus) -> ! {
     end_domain(status)

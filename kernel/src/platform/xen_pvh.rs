@@ -66,7 +66,7 @@ fn map_ring(frame: Pfn) {
 pub(crate) fn init_events() -> Result<(), evtchn::EventError> {
     // SAFETY: the interrupt table leads every vector to `irq::interrupt`, which knows this one.
     unsafe { hypercall::hvm::set_callback_vector(irq::XEN_UPCALL_VECTOR) }?;
-    xen_clock::init_timer()
+    xen_clock::init_timer(crate::percpu::current())
 }
 
 pub(super) fn now_ns() -> u64 {

@@ -100,7 +100,7 @@ static REQUEST: Notify = Notify::new();
 /// Asks for an orderly end; callable from interrupt handlers.
 pub fn request(what: Request) {
     REQUESTED.store(what as u8, Ordering::Release);
-    REQUEST.notify_all();
+    REQUEST.notify();
 }
 
 /// Waits for a [`request`] and obeys it: the task that boot starts.

@@ -1,4 +1,7 @@
-//! The executor: a run queue per CPU, tasks that stay on their CPU, idling that cannot lose a wake-up.
+//! The executor: a run queue per CPU, and idling that cannot lose a wake-up.
+//!
+//! A task is woken and polled on its home, the CPU that spawned it. Where there are several, a CPU at which a task waits
+//! behind one that runs for long says so ([`Cpu::offer`]), and an idle one makes itself that task's home (`share.rs`).
 
 use alloc::collections::VecDeque;
 use alloc::sync::{Arc, Weak};
@@ -11,7 +14,9 @@ use core::task::{Context, Poll, Waker};
 use core::time::Duration;
 
 use super::fiber;
+use super::home::AtomicRef;
 use super::hooks::hooks;
+use crate::percpu::{self, CpuId};
 use crate::sync::{IrqGuard, IrqMutex, IrqMutexGuard};
 use crate::time::{self, Timers};
 
@@ -20,26 +25,50 @@ const BATCH: usize = 64;
 /// No timer interrupt is asked for.
 const UNARMED: u64 = u64::MAX;
 
-type Runnable = async_task::Runnable<Arc<TaskInfo>>;
+pub(super) type Runnable = async_task::Runnable<Arc<TaskInfo>>;
 
 #[derive(Debug)]
-struct RunQueue {
-    ready: VecDeque<Runnable>,
-    /// Tasks that exist; each is in `ready` at most once, so this much room means that waking never allocates.
-    live: usize,
+pub(super) struct RunQueue {
+    pub(super) ready: VecDeque<Runnable>,
+    /// Tasks whose home this is; each is in `ready` at most once, so this much room means that waking never allocates.
+    pub(super) live: usize,
+    /// Those of them that cannot move.
+    pub(super) pinned: usize,
+    /// The CPU is stopped: nothing may be put in.
+    pub(super) closed: bool,
+}
+
+impl RunQueue {
+    /// Where the first task is that another CPU may take.
+    pub(super) fn first_movable(&self) -> Option<usize> {
+        self.ready.iter().position(|waiting| !waiting.metadata().pinned)
+    }
+
+    /// Makes room for one more task.
+    pub(super) fn adopt(&mut self) {
+        self.live += 1;
+        let room = self.live.saturating_sub(self.ready.len());
+        self.ready.reserve(room);
+    }
 }
 
 /// The runtime's part of the per-CPU data.
 #[derive(Debug)]
 pub struct Cpu {
-    queue: IrqMutex<RunQueue>,
-    timers: IrqMutex<Timers>,
-    /// All tasks of this CPU, for the shell; dead ones are swept when new ones come.
-    tasks: IrqMutex<Vec<Weak<TaskInfo>>>,
+    pub(super) queue: IrqMutex<RunQueue>,
+    pub(super) timers: IrqMutex<Timers>,
+    /// All tasks that were spawned at this CPU; dead ones are swept when new ones come.
+    pub(super) tasks: IrqMutex<Vec<Weak<TaskInfo>>>,
     /// In (or on the way into) `idle_wait`: a waker on another CPU must interrupt it.
-    idle: AtomicBool,
+    pub(super) idle: AtomicBool,
     /// A task is being polled, on this stack or on a fiber's.
-    polling: AtomicBool,
+    pub(super) polling: AtomicBool,
+    /// Since when, where there are other CPUs to care.
+    pub(super) polling_since_ns: AtomicU64,
+    /// Tasks wait here that others may take.
+    pub(super) overloaded: AtomicBool,
+    /// Somebody wants it stopped.
+    pub(super) stopping: AtomicBool,
     /// The fiber that runs now, if any.
     pub(super) fiber: AtomicPtr<fiber::Frame>,
     /// The deadline that the platform's timer was last set to.
@@ -64,11 +93,19 @@ impl Cpu {
     #[must_use]
     pub const fn new() -> Self {
         Self {
-            queue: IrqMutex::new(RunQueue { ready: VecDeque::new(), live: 0 }),
+            queue: IrqMutex::new(RunQueue {
+                ready: VecDeque::new(),
+                live: 0,
+                pinned: 0,
+                closed: false,
+            }),
             timers: IrqMutex::new(Timers::new()),
             tasks: IrqMutex::new(Vec::new()),
             idle: AtomicBool::new(false),
             polling: AtomicBool::new(false),
+            polling_since_ns: AtomicU64::new(0),
+            overloaded: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
             fiber: AtomicPtr::new(core::ptr::null_mut()),
             armed_ns: AtomicU64::new(UNARMED),
             polls: AtomicU64::new(0),
@@ -83,7 +120,7 @@ impl Cpu {
     }
 
     /// Ends this CPU's idling after something was put into its queue.
-    fn kick(&'static self) {
+    pub(super) fn kick(&'static self) {
         if !core::ptr::eq(self, current_cpu()) {
             // Orders the queue's unlock before the load; pairs with the fence in `idle`.
             fence(Ordering::SeqCst);
@@ -93,9 +130,23 @@ impl Cpu {
         }
     }
 
-    fn push(&'static self, runnable: Runnable) {
-        self.queue.lock().ready.push_back(runnable);
-        self.kick();
+    /// Puts a task into its home's queue, and sees to it that somebody looks there.
+    fn push(runnable: Runnable) {
+        let home = loop {
+            let home = runnable.metadata().home.get();
+            let mut queue = home.queue.lock();
+            if !queue.closed {
+                queue.ready.push_back(runnable);
+                break home;
+            }
+            // Its tasks are being given another home.
+            drop(queue);
+            (hooks().relax)();
+        };
+        home.kick();
+        if super::share::is_shared() {
+            home.offer_behind_long_poll();
+        }
     }
 
     fn pop(&self) -> Option<Runnable> {
@@ -103,10 +154,15 @@ impl Cpu {
     }
 
     /// Polls what is ready, one batch at most, and wakes what is due.
-    fn run_batch(&self) {
+    fn run_batch(&'static self) {
         self.passes.fetch_add(1, Ordering::Relaxed);
+        let shared = super::share::is_shared();
+        let begun_ns = if shared { time::now().as_nanos() } else { 0 };
         for _ in 0..BATCH {
             let Some(runnable) = self.pop() else { break };
+            if shared {
+                self.note_poll(begun_ns);
+            }
             self.polls.fetch_add(1, Ordering::Relaxed);
             runnable.metadata().polls.fetch_add(1, Ordering::Relaxed);
             self.polling.store(true, Ordering::Relaxed);
@@ -128,13 +184,13 @@ impl Cpu {
     }
 
     /// Waits for an interrupt, unless there is something to do.
-    fn idle(&self, must_run: impl Fn() -> bool) {
+    fn idle(&'static self, must_run: impl Fn() -> bool) {
         let _masked = IrqGuard::new();
         self.idle.store(true, Ordering::Relaxed);
         // Orders the store before the look at the queue; pairs with the fence in `kick`.
         fence(Ordering::SeqCst);
         // From here on, a handler's wake-up stays pending until `idle_wait` unmasks and waits in one step.
-        if self.queue.lock().ready.is_empty() && !must_run() {
+        if self.queue.lock().ready.is_empty() && !must_run() && !self.could_take() {
             let now_ns = time::now().as_nanos();
             let deadline_ns = self.timers().earliest().unwrap_or(UNARMED);
             if deadline_ns > now_ns {
@@ -178,15 +234,20 @@ pub fn current_cpu() -> &'static Cpu {
 
 /// What is known of a task; lives as long as the task.
 #[derive(Debug)]
-struct TaskInfo {
+pub(super) struct TaskInfo {
     name: &'static str,
-    home: &'static Cpu,
+    /// Changed by whoever has the task's turn to run, or has closed its home's queue.
+    pub(super) home: AtomicRef<Cpu>,
+    /// It stays at its home.
+    pub(super) pinned: bool,
     polls: AtomicU64,
 }
 
 impl Drop for TaskInfo {
     fn drop(&mut self) {
-        self.home.queue.lock().live -= 1;
+        let mut queue = self.home.get().queue.lock();
+        queue.live -= 1;
+        queue.pinned -= usize::from(self.pinned);
     }
 }
 
@@ -227,19 +288,37 @@ impl<T> Drop for JoinHandle<T> {
     }
 }
 
-/// Starts a task on this CPU.
+/// Starts a task on this CPU; another one may take it over.
 pub fn spawn<T: Send + 'static>(
     name: &'static str,
     future: impl Future<Output = T> + Send + 'static,
 ) -> JoinHandle<T> {
-    let home = current_cpu();
-    {
+    spawn_at(current_cpu(), false, name, future)
+}
+
+/// Starts a task at `home`; with `pinned` it stays there.
+pub(super) fn spawn_at<T: Send + 'static>(
+    home: &'static Cpu,
+    pinned: bool,
+    name: &'static str,
+    future: impl Future<Output = T> + Send + 'static,
+) -> JoinHandle<T> {
+    let home = {
         let mut queue = home.queue.lock();
-        queue.live += 1;
-        let room = queue.live.saturating_sub(queue.ready.len());
-        queue.ready.reserve(room);
-    }
-    let info = Arc::new(TaskInfo { name, home, polls: AtomicU64::new(0) });
+        let home = if queue.closed {
+            drop(queue);
+            let home = current_cpu();
+            queue = home.queue.lock();
+            home
+        } else {
+            home
+        };
+        queue.adopt();
+        queue.pinned += usize::from(pinned);
+        home
+    };
+    let info =
+        Arc::new(TaskInfo { name, home: AtomicRef::new(home), pinned, polls: AtomicU64::new(0) });
     {
         let mut tasks = home.tasks.lock();
         if tasks.len() == tasks.capacity() {
@@ -247,12 +326,8 @@ pub fn spawn<T: Send + 'static>(
         }
         tasks.push(Arc::downgrade(&info));
     }
-    let schedule = |runnable: Runnable| {
-        let home = runnable.metadata().home;
-        home.push(runnable);
-    };
     let (runnable, task) =
-        async_task::Builder::new().metadata(info).spawn(move |_| future, schedule);
+        async_task::Builder::new().metadata(info).spawn(move |_| future, Cpu::push);
     runnable.schedule();
     JoinHandle(Some(task))
 }
@@ -297,7 +372,39 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
             return output;
         }
         cpu.run_batch();
-        cpu.idle(|| main.woken.load(Ordering::Acquire));
+        if !cpu.take_one() {
+            cpu.idle(|| main.woken.load(Ordering::Acquire));
+        }
+    }
+}
+
+/// Runs tasks on a CPU without a main function until it is to stop; `stop` then stops it, and returns when it goes on.
+pub(crate) fn run_until_stopped(stop: impl FnOnce()) {
+    let cpu = current_cpu();
+    let unmasked = Unmasked::begin();
+    while !cpu.stopping.load(Ordering::Acquire) {
+        cpu.run_batch();
+        if !cpu.take_one() {
+            cpu.idle(|| cpu.stopping.load(Ordering::Acquire));
+        }
+    }
+    drop(unmasked);
+    stop();
+}
+
+/// Lets interrupts in while it lives, on a CPU that has started with them masked.
+struct Unmasked;
+
+impl Unmasked {
+    fn begin() -> Self {
+        (hooks().irq_enable)();
+        Self
+    }
+}
+
+impl Drop for Unmasked {
+    fn drop(&mut self) {
+        (hooks().irq_disable)();
     }
 }
 
@@ -308,15 +415,24 @@ pub struct TaskStatus {
     pub name: &'static str,
     /// How often it ran.
     pub polls: u64,
+    /// Its home; `None` for a thread of the host.
+    pub cpu: Option<CpuId>,
 }
 
-/// The tasks of this CPU, oldest first.
+/// The tasks of all CPUs, by where they were spawned, oldest first.
 #[must_use]
 pub fn tasks() -> Vec<TaskStatus> {
-    let infos: Vec<_> = current_cpu().tasks.lock().iter().filter_map(Weak::upgrade).collect();
+    let mut infos = Vec::new();
+    super::share::for_each_cpu(|cpu| {
+        infos.extend(cpu.tasks.lock().iter().filter_map(Weak::upgrade));
+    });
     infos
         .iter()
-        .map(|info| TaskStatus { name: info.name, polls: info.polls.load(Ordering::Relaxed) })
+        .map(|info| TaskStatus {
+            name: info.name,
+            polls: info.polls.load(Ordering::Relaxed),
+            cpu: percpu::of_runtime(info.home.get()).map(percpu::PerCpu::id),
+        })
         .collect()
 }
 
@@ -336,7 +452,12 @@ pub struct CpuStatistics {
 /// This CPU's counters.
 #[must_use]
 pub fn statistics() -> CpuStatistics {
-    let cpu = current_cpu();
+    statistics_of(current_cpu())
+}
+
+/// The counters of a CPU.
+#[must_use]
+pub fn statistics_of(cpu: &Cpu) -> CpuStatistics {
     CpuStatistics {
         polls: cpu.polls.load(Ordering::Relaxed),
         passes: cpu.passes.load(Ordering::Relaxed),

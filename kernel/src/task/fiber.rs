@@ -17,7 +17,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 use core::task::{Context, Poll, Waker};
 
-use super::executor::{Cpu, JoinHandle, current_cpu, spawn};
+use super::executor::{Cpu, JoinHandle, current_cpu, spawn_at};
 use super::hooks::hooks;
 use crate::sync::IrqMutex;
 
@@ -131,7 +131,7 @@ struct Fiber {
     started: bool,
 }
 
-// SAFETY: the entry closure is `Send`; what it keeps on the stack never moves, as tasks stay on their CPU.
+// SAFETY: the entry closure is `Send`; what it keeps on the stack never moves, as a fiber's task is pinned to its CPU.
 unsafe impl Send for Fiber {}
 
 impl Fiber {
@@ -234,7 +234,7 @@ pub fn try_spawn_fiber<T: Send + 'static>(
         *slot.lock() = Some(output);
     }))
     .ok_or(NoStack)?;
-    Ok(spawn(name, async move {
+    Ok(spawn_at(current_cpu(), true, name, async move {
         fiber.await;
         let output = result.lock().take();
         finished(output.expect("the entry stores a result before the fiber finishes"))

@@ -34,6 +34,8 @@ pub struct Hooks {
     pub wake_cpu: fn(&'static Cpu),
     /// One step of waiting for a spin lock: `pause`, or a yield to the hypervisor.
     pub relax: fn(),
+    /// The CPUs in use by number, from 0 without a gap; `None` behind the last. Those among which tasks may move.
+    pub nth_cpu: fn(usize) -> Option<&'static Cpu>,
     /// Allocates a stack of this many bytes (a multiple of 4096) with an unmapped page below it; answers its lowest byte.
     pub stack_alloc: fn(usize) -> Option<NonNull<u8>>,
     /// Takes back what [`Self::stack_alloc`] gave, with the same length.
@@ -53,6 +55,7 @@ impl Hooks {
         current_cpu: super::executor::boot_cpu,
         wake_cpu: |_| {},
         relax: core::hint::spin_loop,
+        nth_cpu: |_| None,
         stack_alloc: |_| None,
         stack_free: |_, _| {},
     };

@@ -4,13 +4,15 @@
 //! - `fiber.rs`: tasks with a stack of their own ([`spawn_fiber`]), for synchronous libraries over async devices;
 //! - `hooks.rs`: what the platform supplies.
 //!
-//! A task belongs to the CPU that spawned it and is only polled there. Wakers work from anywhere: another CPU, an
-//! interrupt handler. They allocate nothing. Freeing a task may happen in a waker, so the heap must be usable with
+//! A task belongs to one CPU at a time and is only polled there: the one that spawned it, until another takes it over
+//! (`share.rs`). A fiber stays where it began. Wakers work from anywhere: another CPU, an interrupt handler. They allocate nothing. Freeing a task may happen in a waker, so the heap must be usable with
 //! interrupts masked.
 
 pub mod executor;
 pub mod fiber;
+mod home;
 pub mod hooks;
+pub mod share;
 #[cfg(not(target_os = "none"))]
 mod std_hooks;
 #[cfg(test)]
@@ -21,6 +23,8 @@ use core::pin::pin;
 use core::task::Poll;
 
 pub use executor::{CpuStatistics, JoinHandle, TaskStatus, block_on, spawn, statistics, tasks};
+pub use share::{spawn_anywhere, spawn_on};
+
 pub use fiber::{NoStack, spawn_fiber, try_spawn_fiber};
 
 /// Lets every other task that is ready run once.

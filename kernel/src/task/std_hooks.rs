@@ -78,6 +78,8 @@ pub(super) const HOOKS: Hooks = Hooks {
     current_cpu: || CPU.with(|cpu| *cpu),
     wake_cpu,
     relax: thread::yield_now,
+    // Threads that play CPUs belong to different tests.
+    nth_cpu: |_| None,
     stack_alloc,
     stack_free,
 };

@@ -5,6 +5,7 @@
 // UNSAFETY: loads descriptor tables; the entry stubs are assembly.
 #![expect(unsafe_code, reason = "descriptor tables, entry stubs")]
 
+use alloc::boxed::Box;
 use core::cell::UnsafeCell;
 
 use janus_proto::addr::PAGE_SIZE;
@@ -80,18 +81,57 @@ pub(crate) unsafe fn init() {
     // SAFETY: as above.
     let idt = unsafe { &mut *BOOT.idt.get() };
 
+    let tops =
+        BOOT.stacks.each_ref().map(|stack| VirtAddr::from_ptr(stack.0.get()) + IST_BYTES as u64);
+    // SAFETY: `BOOT` is a static, and nothing but the hardware uses it from here on.
+    unsafe { load_tables(tables, tops) };
+    fill(idt);
+    load_idt();
+    if let Some(cpu) = percpu::prepare(CpuId(0)) {
+        GsBase::write(VirtAddr::from_ptr(cpu));
+        percpu::boot_cpu_ready();
+    }
+}
+
+/// Takes over exceptions and interrupts on another CPU, with tables and stacks of its own.
+///
+/// # Safety
+/// Called once on that CPU, natively, with interrupts masked, when its `PerCpu` is prepared.
+pub(crate) unsafe fn init_other(cpu: &'static percpu::PerCpu) {
+    // The heap masks interrupts by the flag alone, but finds its magazines by the GS base.
+    GsBase::write(VirtAddr::from_ptr(core::ptr::from_ref(cpu)));
+    load_idt();
+    let tables = Box::leak(Box::new(Tables {
+        gdt: GlobalDescriptorTable::new(),
+        tss: TaskStateSegment::new(),
+    }));
+    let tops = [(); 3].map(|()| {
+        // As at boot, a CPU without memory for its stacks cannot go on.
+        let stack =
+            crate::mm::stack::allocate(IST_BYTES).expect("memory for a CPU's interrupt stacks");
+        VirtAddr::from_ptr(stack.as_ptr()) + IST_BYTES as u64
+    });
+    // SAFETY: leaked, so they live for good, and nothing but the hardware uses them from here on.
+    unsafe { load_tables(tables, tops) };
+}
+
+/// Loads the segment tables of this CPU, with these tops of the stacks for exceptions that have their own.
+///
+/// # Safety
+/// 1. `tables` are empty, live for good, and are not used otherwise. 2. The stacks are nobody else's.
+unsafe fn load_tables(tables: &mut Tables, tops: [VirtAddr; 3]) {
     // The hardware's structure is packed: filled in as a copy.
     let mut ists = tables.tss.interrupt_stack_table;
-    for (ist, stack) in ists.iter_mut().zip(&BOOT.stacks) {
-        *ist = VirtAddr::from_ptr(stack.0.get()) + IST_BYTES as u64;
+    for (ist, top) in ists.iter_mut().zip(tops) {
+        *ist = top;
     }
     tables.tss.interrupt_stack_table = ists;
     let code = tables.gdt.append(Descriptor::kernel_code_segment());
     let data = tables.gdt.append(Descriptor::kernel_data_segment());
-    // SAFETY: `BOOT` is a static: the TSS lives as long as the descriptor.
+    // SAFETY: the TSS lives as long as the descriptor (condition 1).
     let tss =
         tables.gdt.append(unsafe { Descriptor::tss_segment_unchecked(&raw const tables.tss) });
-    // SAFETY: `BOOT` is a static and its GDT is not changed any more.
+    // SAFETY: the GDT lives for good and is not changed any more (condition 1).
     unsafe { tables.gdt.load_unsafe() };
     // SAFETY: the code segment just loaded, 64-bit, ring 0.
     unsafe { CS::set_reg(code) };
@@ -103,13 +143,6 @@ pub(crate) unsafe fn init() {
     unsafe { ES::set_reg(data) };
     // SAFETY: the TSS descriptor just appended, available.
     unsafe { load_tss(tss) };
-
-    fill(idt);
-    load_idt();
-    if let Some(cpu) = percpu::prepare(CpuId(0)) {
-        GsBase::write(VirtAddr::from_ptr(cpu));
-        percpu::boot_cpu_ready();
-    }
 }
 
 /// Loads the interrupt descriptor table, which all CPUs share.

@@ -7,10 +7,10 @@
 
 use core::fmt::Write;
 
-use crate::irq;
-use crate::panic::{Report, backtrace};
+use crate::panic::{self, Report, backtrace};
 use crate::platform::{self, Platform};
 use crate::power::{self, ExitStatus};
+use crate::{irq, smp};
 
 pub mod fpu;
 #[cfg(target_os = "none")]
@@ -71,6 +71,9 @@ pub extern "C" fn trap_entry(frame: &mut TrapFrame) {
 /// Reports an exception and ends the virtual machine as crashed.
 pub fn exception(frame: &TrapFrame) -> ! {
     platform::disable_irqs();
+    if frame.vector == u64::from(NMI) && panic::reported_elsewhere() {
+        smp::stand_still();
+    }
     let mut report = Report::begin();
     let name =
         usize::try_from(frame.vector).ok().and_then(|v| NAMES.get(v)).copied().unwrap_or("unknown");
@@ -79,6 +82,7 @@ pub fn exception(frame: &TrapFrame) -> ! {
         "\nkernel exception {}: {name}, error code {:#x}, at {:#x}",
         frame.vector, frame.error_code, frame.rip
     );
+    panic::cpu_line(&mut report);
     if frame.vector == u64::from(PAGE_FAULT) || frame.vector == u64::from(DOUBLE_FAULT) {
         let address = fault_address();
         let _ = write!(report, "  address {address:#x}");

@@ -1,9 +1,9 @@
 //! The way into traps under Xen PV: the trap table and the event callback.
 //!
 //! Xen makes an upcall on the kernel's stack with events masked, and an ordinary `iretq` cannot unmask
-//! them: that is a byte in memory. So the way out clears the byte, looks once more for what came while
-//! it was set, and returns; an event in between simply interrupts the last instructions of the way
-//! out. Such an inner handler leaves by `HYPERVISOR_iret`, which unmasks and returns in one step, so the
+//! them: that is a byte in memory, which this CPU's `PerCpu` names. So the way out clears the byte, looks once
+//! more for what came while it was set, takes the registers back and returns; an event in between simply
+//! interrupts these last instructions of the way out. Such an inner handler leaves by `HYPERVISOR_iret`, which unmasks and returns in one step, so the
 //! nesting is at most two deep and no event is lost (`pv.s`).
 //!
 //! Xen gives the stack of the interrupted kernel code to exceptions too: a stack overflow cannot be
@@ -19,7 +19,7 @@ use janus_proto::abi::xen::trap::{FLAT_RING3_CS64, TrapInfo};
 use super::TrapFrame;
 use crate::hypercall::cpu;
 use crate::irq::evtchn;
-use crate::xen::shared_info;
+use crate::percpu;
 
 #[cfg(target_os = "none")]
 core::arch::global_asm!(
@@ -70,11 +70,31 @@ fn entries() -> Entries {
     Entries { stubs: 0, event: 0, failsafe: 0 }
 }
 
+/// Where a CPU enters the kernel by itself: for the boot CPU by hypercalls, for others in their first state.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Callbacks {
+    /// The trap table; the last entry is zero.
+    pub(crate) table: [TrapInfo; VECTORS + 1],
+    /// Events.
+    pub(crate) event: u64,
+    /// Returns that Xen could not make.
+    pub(crate) failsafe: u64,
+}
+
 /// Installs the trap table and the callbacks of the boot CPU.
 ///
 /// # Errors
 /// Xen refused.
 pub(crate) fn init() -> Result<(), Errno> {
+    let Callbacks { table, event, failsafe } = callbacks();
+    // SAFETY: the stubs of `pv.s`, which take Xen's frames; the last entry is zero.
+    unsafe { cpu::set_trap_table(&table) }?;
+    // SAFETY: as above; there is no user mode, so nothing makes system calls.
+    unsafe { cpu::set_callbacks(event, failsafe, 0) }
+}
+
+/// The ways in.
+pub(crate) fn callbacks() -> Callbacks {
     let entries = entries();
     let mut table =
         [TrapInfo { vector: 0, flags: 0, cs: 0, pad0: [0; 4], address: 0 }; VECTORS + 1];
@@ -87,10 +107,7 @@ pub(crate) fn init() -> Result<(), Errno> {
             _ => MASK_EVENTS,
         };
     }
-    // SAFETY: the stubs of `pv.s`, which take Xen's frames; the last entry is zero.
-    unsafe { cpu::set_trap_table(&table) }?;
-    // SAFETY: as above; there is no user mode, so nothing makes system calls.
-    unsafe { cpu::set_callbacks(entries.event, entries.failsafe, 0) }
+    Callbacks { table, event: entries.event, failsafe: entries.failsafe }
 }
 
 /// What the assembly calls, with events masked.
@@ -106,5 +123,5 @@ extern "C" fn pv_trap_entry(frame: &mut TrapFrame) {
 
 /// The address of the last page fault.
 pub(super) fn fault_address() -> u64 {
-    shared_info::boot_vcpu().cr2.load(Ordering::Relaxed)
+    percpu::vcpu().cr2.load(Ordering::Relaxed)
 }

@@ -3,9 +3,16 @@
 .set PV_EVENT, 0x100
 .set PV_IF, 0x200
 .set HYPERVISOR_IRET, 23
-# struct vcpu_info of the boot CPU.
+# Where `PerCpu` has the address of this CPU's struct vcpu_info, and what is where in that.
+.set PERCPU_VCPU, 8
 .set UPCALL_PENDING, 0
 .set UPCALL_MASK, 1
+# Of a `TrapFrame`: vector, rip, cs, rflags and ss.
+.set FRAME_VECTOR, 15 * 8
+.set FRAME_RIP, 17 * 8
+.set FRAME_CS, 18 * 8
+.set FRAME_RFLAGS, 19 * 8
+.set FRAME_SS, 21 * 8
 
 .section .text.pv_traps, "ax", @progbits
 .code64
@@ -34,13 +41,13 @@ pv_trap_stubs:
 pv_event_callback:
     pop rcx
     pop r11
-pv_event_again:
     push 0
     push PV_EVENT
 
 pv_trap_common:
     SAVE_REGISTERS
     cld
+pv_trap_again:
     mov rdi, rsp
     mov rbx, rsp                    # callee-saved
     and rsp, -16
@@ -48,7 +55,7 @@ pv_trap_common:
     mov rsp, rbx
     # Interrupted between unmasking and iretq below? Then leave by Xen, which unmasks and returns in
     # one step: however many events come, that code is never interrupted two deep.
-    mov rax, [rsp + 17 * 8]         # rip
+    mov rax, [rsp + FRAME_RIP]
     cmp rax, offset pv_exit_unmasked
     jb 1f
     cmp rax, offset pv_exit_end
@@ -56,22 +63,25 @@ pv_trap_common:
     # Xen's frames name selectors of ring 0, which iretq cannot load: the kernel goes back to those that it has now.
     # (Under Xen they are the frame's with ring 3; in a process they are the host's, and iretq need not be emulated.)
 1:  mov eax, cs
-    mov [rsp + 18 * 8], rax
+    mov [rsp + FRAME_CS], rax
     mov eax, ss
-    mov [rsp + 21 * 8], rax
-    RESTORE_REGISTERS
-    test dword ptr [rsp + 16], PV_IF
+    mov [rsp + FRAME_SS], rax
+    test dword ptr [rsp + FRAME_RFLAGS], PV_IF
     jz 1f                           # events were masked, and stay so
-    mov byte ptr [SHARED_INFO + UPCALL_MASK], 0
+    mov rax, gs:[PERCPU_VCPU]
+    mov byte ptr [rax + UPCALL_MASK], 0
 pv_exit_unmasked:
     # An event that came while they were masked made no upcall: look. One that comes from here on
     # interrupts this code.
-    test byte ptr [SHARED_INFO + UPCALL_PENDING], 0xff
+    test byte ptr [rax + UPCALL_PENDING], 0xff
     jnz 2f
-1:  iretq
-2:  mov byte ptr [SHARED_INFO + UPCALL_MASK], 1
+1:  RESTORE_REGISTERS
+    iretq
+2:  mov byte ptr [rax + UPCALL_MASK], 1
 pv_exit_end:
-    jmp pv_event_again
+    # The frame is still there, and was an event's or becomes one: handle what has come.
+    mov qword ptr [rsp + FRAME_VECTOR], PV_EVENT
+    jmp pv_trap_again
 
 # struct iret_context on the stack: rax, r11, rcx, flags, then the frame as Xen made it. The hypercall
 # page's entry for iret pushes the registers itself, and is jumped to.

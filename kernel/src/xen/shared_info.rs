@@ -1,4 +1,4 @@
-//! The page that every Xen guest shares with the hypervisor: events, time, this CPU's event mask.
+//! The page that every Xen guest shares with the hypervisor: events, time, the first CPU's event mask.
 //!
 //! `struct shared_info` (`xen/include/public/xen.h`), seen as atomics because Xen writes it at any
 //! time. It lies in a page of the image, so that it can be used before there is an allocator: a PV
@@ -59,7 +59,8 @@ janus_proto::assert_layout!(
 );
 
 impl VcpuInfo {
-    const fn new() -> Self {
+    /// One with events masked.
+    pub(crate) const fn new() -> Self {
         Self {
             evtchn_upcall_pending: AtomicU8::new(0),
             evtchn_upcall_mask: AtomicU8::new(1),
@@ -97,7 +98,7 @@ impl VcpuInfo {
     }
 }
 
-/// The boot CPU's part of the page. Other CPUs find theirs by number.
+/// The boot CPU's part of the page. Other CPUs have theirs elsewhere: see [`crate::percpu::vcpu`].
 #[inline]
 #[must_use]
 pub fn boot_vcpu() -> &'static VcpuInfo {

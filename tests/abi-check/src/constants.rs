@@ -221,6 +221,7 @@ pub fn numbers(facts: &mut Vec<Fact>) {
         xen::physdev::PhysdevOp::SET_IOPL.0 => "PHYSDEVOP_set_iopl",
         xen::physdev::PhysdevOp::SET_IOBITMAP.0 => "PHYSDEVOP_set_iobitmap",
         xen::physdev::PhysdevOp::EOI.0 => "PHYSDEVOP_eoi",
+        xen::hvm::VCPU_HVM_MODE_64B => "VCPU_HVM_MODE_64B",
         xen::hvm::HvmOp::SET_PARAM.0 => "HVMOP_set_param",
         xen::hvm::HvmOp::GET_PARAM.0 => "HVMOP_get_param",
         xen::hvm::HvmOp::FLUSH_TLBS.0 => "HVMOP_flush_tlbs",

@@ -46,6 +46,7 @@ const HEADERS: &[&str] = &[
     "elfnote.h",
     "errno.h",
     "hvm/hvm_op.h",
+    "hvm/hvm_vcpu.h",
     "hvm/params.h",
     "arch-x86/cpuid.h",
     "arch-x86/hvm/start_info.h",

@@ -244,6 +244,21 @@ fn structures(facts: &mut Vec<Fact>) {
     );
     layout!(
         facts,
+        xen::hvm::VcpuHvmContext,
+        "struct vcpu_hvm_context",
+        mode,
+        pad,
+        rsp = "cpu_regs.x86_64.rsp",
+        rdi = "cpu_regs.x86_64.rdi",
+        rip = "cpu_regs.x86_64.rip",
+        rflags = "cpu_regs.x86_64.rflags",
+        cr0 = "cpu_regs.x86_64.cr0",
+        cr3 = "cpu_regs.x86_64.cr3",
+        cr4 = "cpu_regs.x86_64.cr4",
+        efer = "cpu_regs.x86_64.efer"
+    );
+    layout!(
+        facts,
         xen::hvm::HvmStartInfo,
         "struct hvm_start_info",
         magic,

@@ -7,6 +7,7 @@ extern crate alloc;
 
 mod clocks;
 mod cpu;
+mod cpus;
 mod disks;
 mod memory;
 mod networks;

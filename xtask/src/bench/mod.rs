@@ -278,6 +278,7 @@ impl Bench<'_> {
                     ramdisk,
                     command_line,
                     memory_mib: MEMORY,
+                    cpus: 1,
                     disks: vec!["/dev/ram0".to_owned()],
                     network: true,
                 };

@@ -42,6 +42,9 @@ pub(crate) struct XenArguments {
     /// Guest memory in MiB.
     #[arg(long, default_value_t = 128)]
     memory: u32,
+    /// Virtual CPUs.
+    #[arg(long, default_value_t = 1)]
+    cpus: u32,
     /// A shell command to run in dom0 once the guest is up (with `--wait-for`: once it printed that). May be repeated.
     #[arg(long, value_name = "COMMAND")]
     dom0: Vec<String>,
@@ -95,6 +98,7 @@ pub(crate) fn xen(arguments: &XenArguments) -> Result<()> {
         ramdisk: arguments.ramdisk.as_ref().map(|_| "/images/ramdisk".to_owned()),
         command_line,
         memory_mib: arguments.memory,
+        cpus: arguments.cpus,
         disks: ('a'..='z')
             .take(arguments.disk.len())
             .map(|letter| format!("/dev/vd{letter}"))
@@ -167,6 +171,7 @@ pub(crate) fn shell(
     disks: Vec<PathBuf>,
     command_line: String,
     memory_mib: u32,
+    cpus: u32,
 ) -> Result<ExitCode> {
     eprintln!("janus: booting Xen and dom0 (about 6 s)");
     let count = disks.len();
@@ -181,6 +186,7 @@ pub(crate) fn shell(
         ramdisk: None,
         command_line,
         memory_mib,
+        cpus,
         disks: ('a'..='z').take(count).map(|letter| format!("/dev/vd{letter}")).collect(),
         network: true,
     })?;

@@ -70,6 +70,8 @@ pub(crate) struct Domain {
     pub(crate) command_line: String,
     /// Its memory in MiB.
     pub(crate) memory_mib: u32,
+    /// Virtual CPUs.
+    pub(crate) cpus: u32,
     /// Block devices of dom0, the first as xvda.
     pub(crate) disks: Vec<String>,
     /// Whether it has a network (10.0.0.1 is dom0, 10.0.0.2 the guest).
@@ -466,11 +468,12 @@ impl Domain {
     /// Its configuration for `xl`.
     fn config(&self) -> String {
         let mut text = format!(
-            "name=\"{}\"\ntype=\"{}\"\nkernel=\"{}\"\nmemory={}\nvcpus=1\nextra=\"{}\"\n",
+            "name=\"{}\"\ntype=\"{}\"\nkernel=\"{}\"\nmemory={}\nvcpus={}\nextra=\"{}\"\n",
             self.name,
             self.mode.name(),
             self.kernel,
             self.memory_mib,
+            self.cpus,
             self.command_line.replace('\\', "\\\\").replace('"', "\\\"")
         );
         text.push_str("on_poweroff=\"destroy\"\non_reboot=\"destroy\"\non_crash=\"destroy\"\n");
@@ -575,6 +578,7 @@ mod tests {
             ramdisk: None,
             command_line: "--exec 'echo \"x\"'".into(),
             memory_mib: 64,
+            cpus: 1,
             disks: vec!["/dev/vda".into(), "/dev/vdb".into()],
             network: true,
         };

@@ -159,6 +159,9 @@ pub(crate) struct Case {
     pub(crate) network: bool,
     #[serde(default = "default_memory")]
     pub(crate) memory_mib: u32,
+    /// Virtual CPUs.
+    #[serde(default = "default_cpus")]
+    pub(crate) cpus: u32,
     /// Shell commands.
     #[serde(default)]
     pub(crate) exec: Option<String>,
@@ -211,6 +214,9 @@ struct GuestTests {
     /// Rows for tests whose name starts so; the longest prefix counts.
     #[serde(default)]
     only: BTreeMap<String, Vec<String>>,
+    /// Virtual CPUs for tests whose name starts so; others have one.
+    #[serde(default)]
+    cpus: BTreeMap<String, u32>,
     /// Tests that must end otherwise than with success.
     #[serde(default)]
     ends: BTreeMap<String, End>,
@@ -228,6 +234,9 @@ fn default_image() -> String {
 }
 const fn default_memory() -> u32 {
     128
+}
+const fn default_cpus() -> u32 {
+    1
 }
 const fn default_timeout() -> u64 {
     30
@@ -366,6 +375,11 @@ impl GuestTests {
             module: None,
             network: self.network,
             memory_mib: self.memory_mib,
+            cpus: self
+                .cpus
+                .iter()
+                .find(|(prefix, _)| name.starts_with(prefix.as_str()))
+                .map_or(1, |(_, cpus)| *cpus),
             exec: None,
             append: format!("test={name}"),
             before: Vec::new(),
@@ -405,12 +419,13 @@ mod tests {
     fn the_longest_prefix_says_where_a_guest_test_runs() {
         let tests: GuestTests = toml::from_str(
             "image = 'i'\nrows = ['q35', 'xen-pv']\n[only]\n'grant' = ['xen-pv']\n'grant_any' = ['q35']\n\
-             [ends.boom]\nstatus = 6\nexpect = ['panic']\n",
+             [cpus]\n'grant_' = 2\n[ends.boom]\nstatus = 6\nexpect = ['panic']\n",
         )
         .unwrap();
         assert_eq!(tests.case("grants_end").rows, ["xen-pv"]);
         assert_eq!(tests.case("grant_any_x").rows, ["q35"]);
         assert_eq!(tests.case("other").rows, ["q35", "xen-pv"]);
         assert_eq!(tests.case("boom").status, 6);
+        assert_eq!((tests.case("grant_any_x").cpus, tests.case("other").cpus), (2, 1));
     }
 }

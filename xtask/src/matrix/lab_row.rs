@@ -152,6 +152,7 @@ impl Bench {
             ramdisk: case.module.map(|kind| format!("/images/{}", module_name(kind))),
             command_line: command_line(case)?,
             memory_mib: case.memory_mib,
+            cpus: case.cpus,
             disks: Vec::new(),
             network: case.network,
         };

@@ -74,6 +74,7 @@ pub(crate) fn run(instance: &Instance, image: &Path) -> Result<Run> {
     let mut command = Command::new(program()?);
     command.arg("run").arg(image).arg("--no-reboot");
     command.args(["--memory", &format!("{}M", case.memory_mib)]);
+    command.args(["--cpus", &case.cpus.to_string()]);
     let words = command_line(case)?;
     if !words.is_empty() {
         command.arg(format!("--append={words}"));

@@ -88,6 +88,7 @@ pub(crate) fn run(instance: &Instance, image: &Path) -> Result<Run> {
     vm.append = words;
     vm.initrd = module;
     vm.memory_mib = case.memory_mib;
+    vm.cpus = case.cpus;
     vm.forwards = case.network.then(|| vec![(port, 80)]);
     for kind in &case.disks {
         vm.disks.push(Disk { file: disks::image(*kind)?, keep_writes: false });

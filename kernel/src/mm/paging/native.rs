@@ -15,6 +15,7 @@ use super::super::frames;
 use super::{Flags, MapError};
 use crate::platform::lock::IrqLock;
 use crate::platform::tcg;
+use crate::smp::shootdown;
 
 /// Entries in a table.
 const ENTRIES: usize = 512;
@@ -290,6 +291,13 @@ fn new_table() -> Result<u64, MapError> {
 }
 
 fn flush(va: usize, pages: usize) {
+    forget(va, pages);
+    shootdown::flush_others(va, pages);
+    tcg::flushed();
+}
+
+/// Forgets this CPU's cached translations of `pages` pages at `va`.
+pub(crate) fn forget(va: usize, pages: usize) {
     if pages <= INVALIDATE_ONE_BY_ONE {
         for page in 0..pages {
             x86_64::instructions::tlb::flush(VirtAddr::new_truncate(
@@ -299,7 +307,6 @@ fn flush(va: usize, pages: usize) {
     } else {
         x86_64::instructions::tlb::flush_all();
     }
-    tcg::flushed();
 }
 
 fn index(address: u64) -> usize {

@@ -11,7 +11,7 @@
 // UNSAFETY: reads page tables and the tables of frames, and changes what addresses mean.
 #![expect(unsafe_code, reason = "page tables decide what memory is")]
 
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use janus_boot::MemoryRange;
 use janus_boot::start_info::StartInfo;
@@ -21,7 +21,9 @@ use super::super::frames;
 use super::native::Section;
 use super::{Flags, MapError};
 use crate::hypercall::memory;
-use crate::platform::lock::IrqLock;
+use crate::percpu;
+use crate::platform::IrqGuard;
+use crate::platform::lock::{IrqLock, IrqLockGuard};
 use janus_proto::abi::xen::mmu::{MmuUpdate, UvmFlags};
 
 const ENTRIES: usize = 512;
@@ -56,6 +58,24 @@ struct Tables {
 }
 
 static TABLES: IrqLock<Option<Tables>> = IrqLock::new(None);
+/// Which CPU has [`TABLES`], and may run out of memory meanwhile.
+static OWNER: AtomicU32 = AtomicU32::new(NOBODY);
+const NOBODY: u32 = u32::MAX;
+
+/// The tables, in this CPU's hands.
+struct Locked(IrqLockGuard<'static, Option<Tables>>);
+
+fn lock() -> Locked {
+    let guard = TABLES.lock();
+    OWNER.store(percpu::current().id().0, Ordering::Relaxed);
+    Locked(guard)
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        OWNER.store(NOBODY, Ordering::Relaxed);
+    }
+}
 
 /// Where the machine-to-physical table is, which is asked for once: a hypervisor without an upper half of its own
 /// (the user-mode monitor) has it elsewhere, and emulates each load from where Xen has it.
@@ -178,9 +198,14 @@ impl TableFrames for Option<Pfn> {
     }
 }
 
-/// Maps more memory, for the frame allocator; `false`: there is none, or the tables are being changed.
+/// Maps more memory, for the frame allocator; `false`: there is none, or this CPU is changing the tables.
 pub(crate) fn extend() -> bool {
-    TABLES.try_lock().is_some_and(|tables| tables.as_ref().is_some_and(Tables::extend))
+    // What this CPU holds it holds until we return.
+    let _masked = IrqGuard::new();
+    if OWNER.load(Ordering::Relaxed) == percpu::current().id().0 {
+        return false;
+    }
+    lock().0.as_ref().is_some_and(Tables::extend)
 }
 
 impl Tables {
@@ -405,7 +430,7 @@ pub(crate) unsafe fn init(
 
     let mapped_end = deferred.as_ref().map_or(u64::MAX, |d| (d.next * PAGE_SIZE) as u64);
     *DEFERRED.lock() = deferred;
-    *TABLES.lock() = Some(tables);
+    *lock().0 = Some(tables);
     for section in sections {
         let pages = section.end.saturating_sub(section.start).div_ceil(PAGE_SIZE);
         // SAFETY: the flags are the image's own.
@@ -416,10 +441,17 @@ pub(crate) unsafe fn init(
     Ok(Completed { tables: Gpa(first << 12)..Gpa(frames.next << 12), mapped_end: Gpa(mapped_end) })
 }
 
+/// The machine frame of the top table, which all CPUs share.
+pub(crate) fn root() -> Option<Mfn> {
+    let guard = lock();
+    let tables = guard.0.as_ref()?;
+    tables.mfn(Pfn((tables.root >> 12) as u64))
+}
+
 /// The machine frame of a page of ours; `None` outside our memory.
 #[must_use]
 pub fn mfn(frame: Pfn) -> Option<Mfn> {
-    TABLES.lock().as_ref()?.mfn(frame)
+    lock().0.as_ref()?.mfn(frame)
 }
 
 /// Notes which machine frame is behind `frame` now; `None` when there is none any more.
@@ -427,8 +459,8 @@ pub fn mfn(frame: Pfn) -> Option<Mfn> {
 /// # Safety
 /// It is the truth, and nothing maps the old one.
 pub(crate) unsafe fn set_mfn(frame: Pfn, mfn: Option<Mfn>) {
-    let tables = TABLES.lock();
-    let Some(tables) = tables.as_ref() else { return };
+    let tables = lock();
+    let Some(tables) = tables.0.as_ref() else { return };
     let index = to_usize(frame.0);
     if index < tables.pages {
         let entry =
@@ -444,7 +476,7 @@ pub(crate) unsafe fn set_mfn(frame: Pfn, mfn: Option<Mfn>) {
 #[must_use]
 pub(crate) fn pfn(mfn: Mfn) -> Option<Pfn> {
     let frame = Pfn((Tables::table(mfn.0 << 12) >> 12) as u64);
-    (TABLES.lock().as_ref()?.mfn(frame)? == mfn).then_some(frame)
+    (lock().0.as_ref()?.mfn(frame)? == mfn).then_some(frame)
 }
 
 /// Maps a machine frame that Xen named to us (shared info, grant table) over the page at `va`.
@@ -456,8 +488,8 @@ pub(crate) fn pfn(mfn: Mfn) -> Option<Pfn> {
 /// As [`super::map`].
 pub(crate) unsafe fn map_machine(va: usize, mfn: Mfn, flags: Flags) -> Result<(), MapError> {
     {
-        let tables = TABLES.lock();
-        tables.as_ref().ok_or(MapError::NotReady)?.make_tables(&mut Allocator, va)?;
+        let tables = lock();
+        tables.0.as_ref().ok_or(MapError::NotReady)?.make_tables(&mut Allocator, va)?;
     }
     // SAFETY: the caller's promise.
     unsafe { memory::update_va_mapping(va, (mfn.0 << 12) | page_flags(flags), FLUSH_ADDRESS) }
@@ -491,8 +523,8 @@ pub(super) unsafe fn map(
         // Devices need a privileged domain; this kernel is none.
         return Err(MapError::Refused);
     }
-    let guard = TABLES.lock();
-    let tables = guard.as_ref().ok_or(MapError::NotReady)?;
+    let guard = lock();
+    let tables = guard.0.as_ref().ok_or(MapError::NotReady)?;
     let mut batch = Batch::new();
     let mut replaced = false;
     for page in 0..pages {
@@ -529,8 +561,8 @@ pub(super) unsafe fn protect(va: usize, pages: usize, flags: Flags) -> Result<()
 /// # Safety
 /// As [`super::unmap`] and [`super::protect`], whichever `to` amounts to.
 unsafe fn change(va: usize, pages: usize, to: impl Fn(u64) -> u64) -> Result<(), MapError> {
-    let guard = TABLES.lock();
-    let tables = guard.as_ref().ok_or(MapError::NotReady)?;
+    let guard = lock();
+    let tables = guard.0.as_ref().ok_or(MapError::NotReady)?;
     if pages == 1 {
         // The common case (a guard page) in one hypercall, flush included.
         return match tables.entry(va) {

@@ -1,11 +1,13 @@
 //! The machine: platform, devices, interrupts, tasks, memory, log.
 
 use alloc::boxed::Box;
+use alloc::string::String;
 use core::fmt::Write;
 
 use super::{Command, Size};
+use crate::percpu::CpuId;
 use crate::shell::{Session, Status};
-use crate::{devices, irq, logger, mm, platform, task, virtio};
+use crate::{devices, irq, logger, mm, platform, smp, task, virtio};
 
 pub(super) const COMMANDS: &[Command] = &[
     Command {
@@ -61,13 +63,23 @@ pub(super) const COMMANDS: &[Command] = &[
         },
     },
     Command {
+        name: "cpus",
+        arguments: "[stop NUMBER]",
+        help: "starts the CPUs that do not run yet, and lists them; or stops one",
+        run: |session, arguments| Box::pin(cpus(session, arguments)),
+    },
+    Command {
         name: "tasks",
         arguments: "",
         help: "lists the tasks, with how often each ran",
         run: |session, _| {
             Box::pin(async move {
                 for status in task::tasks() {
-                    let _ = writeln!(session, "{:>10}  {}", status.polls, status.name);
+                    let _ = write!(session, "{:>10}  {}", status.polls, status.name);
+                    match status.cpu.filter(|_| smp::several()) {
+                        Some(CpuId(id)) => drop(writeln!(session, " on CPU {id}")),
+                        None => drop(writeln!(session)),
+                    }
                 }
                 Status::SUCCESS
             })
@@ -80,6 +92,31 @@ pub(super) const COMMANDS: &[Command] = &[
         run: |session, _| Box::pin(async move { memory(session) }),
     },
 ];
+
+async fn cpus(session: &mut Session<'_>, arguments: &[String]) -> Status {
+    match arguments {
+        [] => drop(smp::start().await),
+        [word, number] if word == "stop" => {
+            let Ok(number) = number.parse() else { return Status::USAGE };
+            if let Err(error) = smp::stop(CpuId(number)).await {
+                let _ = writeln!(session, "cpus: {number}: {error}");
+                return Status::FAILURE;
+            }
+        }
+        _ => return Status::USAGE,
+    }
+    for cpu in smp::list() {
+        let CpuId(id) = cpu.id;
+        let state = if cpu.online { "runs" } else { "stopped" };
+        let task::CpuStatistics { polls, idles, idle, .. } = cpu.statistics;
+        let ms = idle.as_millis();
+        let _ = writeln!(
+            session,
+            "CPU {id:<3} {state:<7} {polls:>10} task switches, {idles} waits of {ms} ms together"
+        );
+    }
+    Status::SUCCESS
+}
 
 fn memory(session: &mut Session<'_>) -> Status {
     let frames = mm::frames::statistics();

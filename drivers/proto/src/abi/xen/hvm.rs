@@ -53,6 +53,50 @@ pub struct HvmParamValue {
 }
 assert_layout!(HvmParamValue, size = 16, domid = 0, pad = 2, index = 4, value = 8);
 
+/// [`VcpuHvmContext::mode`]: the CPU starts in 64-bit mode.
+pub const VCPU_HVM_MODE_64B: u32 = 1;
+
+/// The first state of a CPU (`hvm/hvm_vcpu.h`, `struct vcpu_hvm_context`), in its 64-bit form: flat segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+#[expect(missing_docs, reason = "most fields are the registers they are named after")]
+pub struct VcpuHvmContext {
+    /// [`VCPU_HVM_MODE_64B`].
+    pub mode: u32,
+    /// Zero.
+    pub pad: u32,
+    pub rax: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rbx: u64,
+    pub rsp: u64,
+    pub rbp: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    pub rip: u64,
+    pub rflags: u64,
+    pub cr0: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    pub efer: u64,
+    /// The 32-bit form is longer by this.
+    pub rest: [u8; 8],
+}
+assert_layout!(
+    VcpuHvmContext,
+    size = 128,
+    mode = 0,
+    rax = 8,
+    rsp = 40,
+    rdi = 64,
+    rip = 72,
+    rflags = 80,
+    cr0 = 88,
+    cr3 = 96,
+    cr4 = 104,
+    efer = 112
+);
+
 /// The value of [`HvmParam::CALLBACK_IRQ`] for delivery through an interrupt vector of every vCPU.
 #[must_use]
 pub const fn callback_vector(vector: u8) -> u64 {
