@@ -240,7 +240,7 @@ async fn until(done: impl Fn() -> bool) -> Result<(), CpuError> {
 pub async fn stop(id: CpuId) -> Result<(), CpuError> {
     let _turn = TURN.lock().await;
     let cpu = percpu::get(id).ok_or(CpuError::NoSuchCpu)?;
-    if ONLINE.load(Ordering::Acquire) & cpu.bit() == 0 {
+    if !cpu.is_prepared() || ONLINE.load(Ordering::Acquire) & cpu.bit() == 0 {
         return Err(CpuError::NoSuchCpu);
     }
     if !platform::current().is_xen() {

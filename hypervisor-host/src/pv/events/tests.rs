@@ -113,3 +113,44 @@ fn there_are_only_so_many_ports() {
         assert_eq!(events.bind_vcpu(Port(port), 0), Err(Errno::EINVAL));
     }
 }
+
+#[test]
+fn each_cpu_has_fifo_queues_of_its_own_and_a_moved_port_changes_queues() {
+    const DEFAULT: usize = PRIORITY_DEFAULT as usize;
+    let events = events(2);
+    let frame = |index| Mfn(FIRST_FRAME.0 + index);
+    {
+        let mut table = events.lock();
+        for vcpu in 0..2 {
+            fifo::init_control(&mut table, 2, vcpu, frame(1), vcpu as u32 * 128).unwrap();
+        }
+        fifo::expand_array(&mut table, &events.ram, &events.vcpus, frame(2)).unwrap();
+    }
+    // `ready` of a CPU's control block, and the head of its queue of the usual priority; both taken, as by the guest.
+    let take = |vcpu: usize| {
+        let block = &events.ram.words(frame(1), 1).unwrap()[vcpu * 32..];
+        let ready = block[0].swap(0, Ordering::SeqCst);
+        (ready, block[2 + DEFAULT].swap(0, Ordering::SeqCst))
+    };
+    let handled = |port: Port| {
+        // Neither pending nor linked any more.
+        events.ram.words(frame(2), 1).unwrap()[port.0 as usize].store(0, Ordering::SeqCst);
+    };
+    let ports = [events.bind_ipi(0).unwrap(), events.bind_ipi(1).unwrap()];
+    for (own, other) in [(0, 1), (1, 0)] {
+        events.send(ports[own]).unwrap();
+        assert!(pending(&events, own).0 && !pending(&events, other).0, "CPU {own}");
+        assert_eq!((take(own), take(other)), ((1 << DEFAULT, ports[own].0), (0, 0)));
+        handled(ports[own]);
+    }
+    let moving = events.alloc_unbound(DomId(0)).unwrap();
+    let generation = events.bind_host(moving, Arc::new(|| {})).unwrap();
+    for vcpu in [0, 1, 0] {
+        events.bind_vcpu(moving, vcpu).unwrap();
+        assert!(events.notify(moving, generation));
+        let (vcpu, other) = (vcpu as usize, 1 - vcpu as usize);
+        assert!(pending(&events, vcpu).0 && !pending(&events, other).0, "moved to {vcpu}");
+        assert_eq!((take(vcpu), take(other)), ((1 << DEFAULT, moving.0), (0, 0)));
+        handled(moving);
+    }
+}
