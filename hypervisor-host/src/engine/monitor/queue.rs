@@ -32,7 +32,7 @@ impl Queue {
     /// Adds a change, to the last one where the two are neighbours.
     pub(super) fn push(&mut self, change: Change) {
         if change == EVERYTHING {
-            self.0.clear();
+            self.forget();
         }
         if let Some(last) = self.0.back_mut()
             && last.protection == change.protection
@@ -43,10 +43,15 @@ impl Queue {
             return;
         }
         if self.0.len() >= LONGEST {
-            self.0.clear();
+            self.forget();
             self.0.push_back(EVERYTHING);
         }
         self.0.push_back(change);
+    }
+
+    /// Drops all changes of the guest's addresses; those of the stub's own stay.
+    fn forget(&mut self) {
+        self.0.retain(|change| change.address >= TOP);
     }
 
     /// Puts a change before all others.
