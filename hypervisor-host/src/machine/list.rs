@@ -13,7 +13,7 @@ use super::ram::FIRST_FRAME;
 /// Entries in a page.
 const ENTRIES: u64 = 512;
 /// Pages written at once: whoever looks at one looks at its neighbours.
-const CHUNK: u64 = 8;
+const CHUNK: u64 = 4;
 
 /// See the module.
 #[derive(Debug, Default)]

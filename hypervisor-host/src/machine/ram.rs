@@ -264,7 +264,7 @@ mod tests {
         let last = ram.frame(page(20)).unwrap();
         assert_eq!(last[0].load(Relaxed), FIRST_FRAME.0 + 20 * 512);
         assert_eq!(last[1].load(Relaxed), 0);
-        assert!(ram.is_written(page(16)) && !ram.is_written(page(15)));
+        assert!(ram.is_written(page(20)) && !ram.is_written(page(19)));
         last[0].store(7, Relaxed);
         assert_eq!(ram.frame(page(20)).unwrap()[0].load(Relaxed), 7);
         let words = ram.words(FIRST_FRAME, 10).unwrap();

@@ -186,9 +186,10 @@ fn spawn_elsewhere(plan: Plan) -> Spawned {
 
 /// Starts the process, and answers its id and a file for it.
 fn spawn(mut plan: Plan) -> Spawned {
-    const STACK: usize = 64 << 10;
-    let mut stack = vec![0_u128; STACK / 16];
-    let top = stack.as_mut_ptr_range().end;
+    const STACK: usize = 16 << 10;
+    // Never written but by the child, and little of it.
+    let mut stack = Vec::<u128>::with_capacity(STACK / 16);
+    let top = stack.spare_capacity_mut().as_mut_ptr_range().end;
     let mut process = -1_i32;
     let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
     let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();

@@ -68,14 +68,6 @@ fn occupied(pid: Pid) -> Result<f64> {
     number.and_then(|number| number.trim().parse().ok()).context(file)
 }
 
-/// What the whole machine could still give, in KiB.
-fn available() -> Result<f64> {
-    let text = std::fs::read_to_string("/proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let number = line.and_then(|line| line.trim().strip_suffix(" kB"));
-    number.and_then(|number| number.trim().parse().ok()).context("MemAvailable")
-}
-
 /// What each guest occupies, with all of its processes.
 fn occupied_by_each(guests: &Guests) -> Result<Vec<f64>> {
     let family = process::processes();
@@ -98,23 +90,16 @@ fn idle(bench: &Bench<'_>) -> Result<Vec<Row>> {
     let count = bench.outsiders.guests;
     let mut guests = Guests::default();
     let mut times = Vec::new();
-    let before = available()?;
     for _ in 0..count {
         let start = Instant::now();
         guests.add(bench, &[])?;
         times.push(start.elapsed().as_secs_f64() * 1e9);
     }
-    let each = (before - available()?) / f64::from(count);
     let shares = occupied_by_each(&guests)?;
     Ok(vec![
         Row::new("A3", &format!("memory of an idle guest, of {count}"), Unit::Kibibytes, shares)
             .fixed("solo5-spt, elsewhere", 177.0, Goal::AtMost(0.9))
             .fixed("Firecracker, elsewhere", 4168.0, Goal::AtMost(0.25)),
-        Row::new("A3", "  the machine's memory, for each", Unit::Kibibytes, vec![each]).fixed(
-            "solo5-spt, elsewhere",
-            787.0,
-            Goal::AtMost(0.9),
-        ),
         Row::new("", "  a start beside the others", Unit::Milliseconds, times),
     ])
 }
