@@ -436,6 +436,8 @@ impl Vcpu for MonitorVcpu {
 
 impl Drop for MonitorVcpu {
     fn drop(&mut self) {
+        // The thread may have other things to do: another guest, for one.
+        self.place.let_go(self.seat.child.pid());
         self.seat.leave();
     }
 }
