@@ -233,7 +233,9 @@ extern "C" fn become_guest(plan: *mut libc::c_void) -> i32 {
     let targets = [RAM_FD, MAILBOX_FD, IMAGE_FD];
     // SAFETY: only system calls, on our own table of files and our own process; all pointers are to live values.
     unsafe {
-        libc::setsid(); // the terminal's signals are not for guests
+        // The terminal's signals are not for guests. Not a session of its own: the host's scheduler would share out CPU
+        // time between that and ours (`sched(7)`, autogroups), and make each hand-over wait for others.
+        libc::setpgid(0, 0);
         libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core);
         let mut fine = libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0;
         let mut copies = [-1; 3];
