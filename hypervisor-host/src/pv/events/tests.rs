@@ -121,8 +121,8 @@ fn each_cpu_has_fifo_queues_of_its_own_and_a_moved_port_changes_queues() {
     let frame = |index| Mfn(FIRST_FRAME.0 + index);
     {
         let mut table = events.lock();
-        for vcpu in 0..2 {
-            fifo::init_control(&mut table, 2, vcpu, frame(1), vcpu as u32 * 128).unwrap();
+        for (vcpu, offset) in [(0, 0), (1, 128)] {
+            fifo::init_control(&mut table, 2, vcpu, frame(1), offset).unwrap();
         }
         fifo::expand_array(&mut table, &events.ram, &events.vcpus, frame(2)).unwrap();
     }
