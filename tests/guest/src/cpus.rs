@@ -294,6 +294,11 @@ guest_test! {
                     while !END.load(Ordering::Relaxed) {
                         seen.push(this_cpu());
                         ROUNDS.fetch_add(1, Ordering::Relaxed);
+                        // Long enough that the other CPU has time to take one of the four.
+                        let start = time::now();
+                        while start.elapsed() < Duration::from_micros(300) {
+                            core::hint::spin_loop();
+                        }
                         time::sleep(Duration::from_millis(1)).await;
                     }
                     seen
