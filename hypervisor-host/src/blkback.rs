@@ -294,10 +294,29 @@ impl<G: GrantMapper, B: BlockBackend> Blkback<G, B> {
     pub fn serve(&mut self) -> Result<bool, BlkbackError> {
         let mut notify = false;
         loop {
-            while self.serve_one(&mut notify)? {}
+            let mut next = self.pop()?;
+            while let Some(slot) = next {
+                // The disk hears of a request while the one before is done.
+                next = self.pop()?;
+                if let Some(slot) = &next {
+                    self.hint(slot);
+                }
+                self.answer(&slot, &mut notify)?;
+            }
             if !self.ring.final_check_for_requests() {
                 return Ok(notify);
             }
+        }
+    }
+
+    fn pop(&mut self) -> Result<Option<[u32; SLOT_WORDS]>, BlkbackError> {
+        self.ring.pop().map_err(BlkbackError::Ring)
+    }
+
+    fn hint(&self, slot: &[u32; SLOT_WORDS]) {
+        let request: BlkifRequest = transmute!(*slot);
+        if request.operation == BlkifOp::READ && request.sector_number < self.disk.sectors() {
+            self.disk.hint(request.sector_number);
         }
     }
 
@@ -306,17 +325,25 @@ impl<G: GrantMapper, B: BlockBackend> Blkback<G, B> {
     /// # Errors
     /// As [`Self::serve`].
     pub fn serve_one(&mut self, notify: &mut bool) -> Result<bool, BlkbackError> {
-        let slot = self.ring.pop::<[u32; SLOT_WORDS]>().map_err(BlkbackError::Ring)?;
-        let Some(slot) = slot else { return Ok(false) };
-        let request: BlkifRequest = transmute!(slot);
+        let Some(slot) = self.pop()? else { return Ok(false) };
+        self.answer(&slot, notify)?;
+        Ok(true)
+    }
+
+    fn answer(
+        &mut self,
+        slot: &[u32; SLOT_WORDS],
+        notify: &mut bool,
+    ) -> Result<(), BlkbackError> {
+        let request: BlkifRequest = transmute!(*slot);
         let (operation, id, status) = match request.operation {
             BlkifOp::INDIRECT => {
-                let request: BlkifRequestIndirect = prefix(&slot);
+                let request: BlkifRequestIndirect = prefix(slot);
                 self.counters.indirect += 1;
                 (request.indirect_op, request.id, self.indirect(&request))
             }
             BlkifOp::DISCARD => {
-                let request: BlkifRequestDiscard = prefix(&slot);
+                let request: BlkifRequestDiscard = prefix(slot);
                 (request.operation, request.id, self.discard(&request))
             }
             operation => (operation, request.id, self.direct(&request)),
@@ -326,7 +353,7 @@ impl<G: GrantMapper, B: BlockBackend> Blkback<G, B> {
         let response = BlkifResponse { id, operation, status, ..BlkifResponse::new_zeroed() };
         self.ring.push(&response).map_err(BlkbackError::Ring)?;
         *notify |= self.ring.publish();
-        Ok(true)
+        Ok(())
     }
 
     fn direct(&mut self, request: &BlkifRequest) -> BlkifStatus {

@@ -1,21 +1,34 @@
 //! The back half of a Xen network card (`xen/include/public/io/netif.h`): receive by copy, scatter-gather,
-//! checksum and segmentation flags, one or two event channels.
+//! checksum and segmentation flags, one or two event channels, multicast control.
+//!
+//! [`Netback`] is the data path of one pair of rings. A card may have several: [`CardNet`] shares a network out between
+//! them, as the control ring ([`Control`]) says.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use janus_proto::abi::xen_io::netif::{
-    EXTRA_FLAG_MORE, ExtraType, GsoType, MAX_TX_SIZE, NR_SLOTS_MIN, NetExtraInfo, NetRxFlags,
-    NetRxRequest, NetRxResponse, NetStatus, NetTxFlags, NetTxRequest, NetTxResponse, RX_SLOT_WORDS,
-    TX_SLOT_WORDS,
+    EXTRA_FLAG_MORE, ExtraType, GsoType, HashAlgorithm, MAX_TX_SIZE, NR_SLOTS_MIN, NetExtraHash,
+    NetExtraInfo, NetExtraMulticast, NetRxFlags, NetRxRequest, NetRxResponse, NetStatus,
+    NetTxFlags, NetTxRequest, NetTxResponse, RX_SLOT_WORDS, TX_SLOT_WORDS,
 };
-use janus_proto::addr::{GrantRef, PAGE_SIZE, Port};
+use janus_proto::addr::PAGE_SIZE;
 use janus_proto::grant::Access;
 use janus_proto::ring::{Back, RingError};
 use zerocopy::{FromZeros as _, transmute};
 
-use crate::memory::{BadNode, FrontendNodes, GrantMapper, MapError, copy_in, copy_out};
+mod control;
+mod hash;
+mod nodes;
+mod steer;
+
+pub use control::Control;
+pub use hash::{FlowHash, Hash};
+pub use nodes::{Frontend, FrontendCard, NetbackFeatures, offer_nodes};
+pub use steer::{CardNet, QueueNet};
+
+use crate::memory::{GrantMapper, MapError, copy_in, copy_out};
 
 /// Bytes of an Ethernet header, the shortest thing that is sent.
 const ETHERNET_HEADER: usize = 14;
@@ -51,6 +64,17 @@ pub struct Accepts {
     pub checksum_blank: bool,
     /// TCP over IPv4 to be cut, up to 64 KiB.
     pub gso_tcpv4: bool,
+    /// TCP over IPv6 to be cut, up to 64 KiB.
+    pub gso_tcpv6: bool,
+}
+
+/// A change of the multicast groups that the guest wants, by their Ethernet addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupChange {
+    /// It wants this one.
+    Join([u8; 6]),
+    /// It does not any more.
+    Leave([u8; 6]),
 }
 
 /// What a card is plugged into.
@@ -67,6 +91,14 @@ pub trait NetBackend {
     }
     /// Takes back the buffer of a frame that was delivered.
     fn recycle(&mut self, _bytes: Vec<u8>) {}
+    /// The guest changes its multicast groups; `false`: that cannot be done.
+    fn group(&mut self, _change: GroupChange) -> bool {
+        false
+    }
+    /// The hash to tell the guest with a frame.
+    fn hash(&mut self, _frame: &Frame) -> Option<FlowHash> {
+        None
+    }
 }
 
 type Queue = Arc<Mutex<VecDeque<Frame>>>;
@@ -93,85 +125,6 @@ impl NetBackend for Cable {
     }
     fn receive(&mut self) -> Option<Frame> {
         self.inward.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
-    }
-}
-
-/// What a backend offers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NetbackFeatures {
-    /// Frames in several pages.
-    pub sg: bool,
-    /// Long TCP frames.
-    pub gso: bool,
-    /// One event channel for each direction.
-    pub split_event_channels: bool,
-}
-
-impl Default for NetbackFeatures {
-    fn default() -> Self {
-        Self { sg: true, gso: true, split_event_channels: true }
-    }
-}
-
-/// Nodes of the backend's directory to write before a frontend connects.
-#[must_use]
-pub fn offer_nodes(features: NetbackFeatures) -> Vec<(&'static str, String)> {
-    let flag = |on: bool| u8::from(on).to_string();
-    vec![
-        ("feature-rx-copy", flag(true)),
-        ("feature-sg", flag(features.sg)),
-        ("feature-gso-tcpv4", flag(features.gso)),
-        ("feature-gso-tcpv6", flag(features.gso)),
-        ("feature-ipv6-csum-offload", flag(true)),
-        ("feature-split-event-channels", flag(features.split_event_channels)),
-    ]
-}
-
-/// What the frontend published.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Frontend {
-    /// Transmit ring.
-    pub tx_ring: GrantRef,
-    /// Receive ring.
-    pub rx_ring: GrantRef,
-    /// Where to notify it of transmission.
-    pub tx_port: Port,
-    /// Where to notify it of reception; the same port if it is not split.
-    pub rx_port: Port,
-    /// It takes frames in several pages.
-    pub sg: bool,
-    /// It takes long TCP frames over IPv4.
-    pub gso_tcpv4: bool,
-    /// It takes long TCP frames over IPv6.
-    pub gso_tcpv6: bool,
-    /// It takes frames whose checksum is not filled in.
-    pub checksum_offload: bool,
-}
-
-impl Frontend {
-    /// Reads its directory through `read`.
-    ///
-    /// # Errors
-    /// A node is missing or nonsense, or it does not ask for reception by copy.
-    pub fn read(read: &dyn Fn(&str) -> Option<String>) -> Result<Self, BadNode> {
-        let nodes = FrontendNodes(read);
-        if !nodes.feature("request-rx-copy") {
-            return Err(BadNode("request-rx-copy"));
-        }
-        let (tx_port, rx_port) = match nodes.optional("event-channel")? {
-            Some(port) => (port, port),
-            None => (nodes.required("event-channel-tx")?, nodes.required("event-channel-rx")?),
-        };
-        Ok(Self {
-            tx_ring: GrantRef(nodes.required("tx-ring-ref")?),
-            rx_ring: GrantRef(nodes.required("rx-ring-ref")?),
-            tx_port: Port(tx_port),
-            rx_port: Port(rx_port),
-            sg: nodes.feature("feature-sg"),
-            gso_tcpv4: nodes.feature("feature-gso-tcpv4"),
-            gso_tcpv6: nodes.feature("feature-gso-tcpv6"),
-            checksum_offload: !nodes.feature("feature-no-csum-offload"),
-        })
     }
 }
 
@@ -224,6 +177,8 @@ pub struct Netback<G: GrantMapper, N> {
     /// Pages the frontend gave, oldest first.
     pages: VecDeque<NetRxRequest>,
     dropped: u64,
+    /// The slots of the frame that is being sent.
+    slots: Vec<TxSlot>,
 }
 
 impl<G: GrantMapper, N: fmt::Debug> fmt::Debug for Netback<G, N> {
@@ -258,8 +213,10 @@ impl<G: GrantMapper, N: NetBackend> Netback<G, N> {
             long: frontend.sg,
             checksum_blank: frontend.checksum_offload,
             gso_tcpv4: frontend.sg && frontend.gso_tcpv4 && frontend.checksum_offload,
+            gso_tcpv6: frontend.sg && frontend.gso_tcpv6 && frontend.checksum_offload,
         });
-        Ok(Self { tx, rx, mapper, net, frontend, staged, pages, dropped: 0 })
+        let slots = Vec::new();
+        Ok(Self { tx, rx, mapper, net, frontend, staged, pages, dropped: 0, slots })
     }
 
     /// Frames that the guest could not take, or that were malformed.
@@ -296,15 +253,20 @@ impl<G: GrantMapper, N: NetBackend> Netback<G, N> {
     fn send_one(&mut self) -> Result<bool, NetbackError> {
         let Some(first) = self.pop_tx()? else { return Ok(false) };
         let first: NetTxRequest = transmute!(first);
-        let mut slots = vec![TxSlot::Data(first)];
-        let mut gso = None;
+        let mut slots = std::mem::take(&mut self.slots);
+        slots.clear();
+        slots.push(TxSlot::Data(first));
+        let (mut gso, mut group) = (None, None);
         let mut extra = first.flags.contains(NetTxFlags::EXTRA_INFO);
         while extra {
             let slot = self.pop_tx()?.ok_or(NetbackError::Truncated)?;
             let [low, high, _] = slot;
             let info: NetExtraInfo = transmute!([low, high]);
+            let NetExtraMulticast { address, .. } = transmute!([low, high]);
             match info.kind {
                 ExtraType::GSO => gso = Some(Gso { size: info.gso_size, kind: info.gso_type }),
+                ExtraType::MCAST_ADD => group = Some(GroupChange::Join(address)),
+                ExtraType::MCAST_DEL => group = Some(GroupChange::Leave(address)),
                 _ => return Err(NetbackError::BadExtra),
             }
             slots.push(TxSlot::Extra);
@@ -322,25 +284,31 @@ impl<G: GrantMapper, N: NetBackend> Netback<G, N> {
             more = slot.flags.contains(NetTxFlags::MORE_DATA);
             slots.push(TxSlot::Data(slot));
         }
-        let status = match self.gather(&slots) {
-            Some(bytes) => {
+        let status = match (group, self.gather(&slots)) {
+            // The frame that carries it is not meant for anybody.
+            (Some(change), carrier) => {
+                self.net.recycle(carrier.unwrap_or_default());
+                if self.net.group(change) { NetStatus::OKAY } else { NetStatus::ERROR }
+            }
+            (None, Some(bytes)) => {
                 let checksum_blank = first.flags.contains(NetTxFlags::CSUM_BLANK);
                 let validated = first.flags.contains(NetTxFlags::DATA_VALIDATED);
                 self.net.send(Frame { bytes, checksum_blank, validated, gso });
                 NetStatus::OKAY
             }
-            None => {
+            (None, None) => {
                 self.dropped += 1;
                 NetStatus::ERROR
             }
         };
-        for slot in slots {
+        for slot in &slots {
             let (id, status) = match slot {
                 TxSlot::Data(request) => (request.id, status.0),
                 TxSlot::Extra => (0, NetStatus::NULL.0),
             };
             self.tx.push(&NetTxResponse { id, status }).map_err(NetbackError::Ring)?;
         }
+        self.slots = slots;
         Ok(true)
     }
 
@@ -394,12 +362,13 @@ impl<G: GrantMapper, N: NetBackend> Netback<G, N> {
             Some(_) => false,
         };
         let parts = frame.bytes.len().div_ceil(PAGE_SIZE);
-        let slots = parts + usize::from(frame.gso.is_some());
+        let hash = if self.frontend.hash { self.net.hash(&frame) } else { None };
+        let slots = parts + usize::from(frame.gso.is_some()) + usize::from(hash.is_some());
         let unwanted = parts == 0
             || !gso_wanted
             || (parts > 1 && !self.frontend.sg)
             || (frame.checksum_blank && !self.frontend.checksum_offload)
-            || slots > NR_SLOTS_MIN;
+            || parts > NR_SLOTS_MIN;
         if unwanted {
             self.dropped += 1;
             self.net.recycle(frame.bytes);
@@ -414,12 +383,12 @@ impl<G: GrantMapper, N: NetBackend> Netback<G, N> {
                 }
             }
         }
-        self.scatter(&frame)?;
+        self.scatter(&frame, hash)?;
         self.net.recycle(frame.bytes);
         Ok(true)
     }
 
-    fn scatter(&mut self, frame: &Frame) -> Result<(), NetbackError> {
+    fn scatter(&mut self, frame: &Frame, hash: Option<FlowHash>) -> Result<(), NetbackError> {
         let chunks = frame.bytes.chunks(PAGE_SIZE);
         let last = chunks.len() - 1;
         for (index, chunk) in chunks.enumerate() {
@@ -432,23 +401,42 @@ impl<G: GrantMapper, N: NetBackend> Netback<G, N> {
                 flags.set(NetRxFlags::CSUM_BLANK, frame.checksum_blank);
                 let validated = frame.validated || frame.checksum_blank;
                 flags.set(NetRxFlags::DATA_VALIDATED, validated);
-                flags.set(NetRxFlags::EXTRA_INFO, frame.gso.is_some());
+                flags.set(NetRxFlags::EXTRA_INFO, frame.gso.is_some() || hash.is_some());
             }
             let length = i16::try_from(chunk.len()).unwrap_or(NetStatus::ERROR.0);
             let status = if written { length } else { NetStatus::ERROR.0 };
             let response = NetRxResponse { id: request.id, offset: 0, flags, status };
             self.rx.push(&response).map_err(NetbackError::Ring)?;
-            if let (0, Some(gso)) = (index, frame.gso) {
-                // Takes the place, and so the page, of one response; the frontend gets the page back by order.
-                self.pages.pop_front();
-                let info = NetExtraInfo {
-                    kind: ExtraType::GSO,
-                    gso_size: gso.size,
-                    gso_type: gso.kind,
-                    ..NetExtraInfo::new_zeroed()
-                };
-                self.rx.push(&info).map_err(NetbackError::Ring)?;
+            if index == 0 {
+                self.extras(frame.gso, hash)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Each takes the place, and so the page, of one response; the frontend gets the page back by order.
+    fn extras(&mut self, gso: Option<Gso>, hash: Option<FlowHash>) -> Result<(), NetbackError> {
+        if let Some(gso) = gso {
+            self.pages.pop_front();
+            let info = NetExtraInfo {
+                kind: ExtraType::GSO,
+                flags: if hash.is_some() { EXTRA_FLAG_MORE } else { 0 },
+                gso_size: gso.size,
+                gso_type: gso.kind,
+                ..NetExtraInfo::new_zeroed()
+            };
+            self.rx.push(&info).map_err(NetbackError::Ring)?;
+        }
+        if let Some(hash) = hash {
+            self.pages.pop_front();
+            let info = NetExtraHash {
+                kind: ExtraType::HASH,
+                flags: 0,
+                hash_type: u8::try_from(hash.of.bits().trailing_zeros()).unwrap_or(0),
+                algorithm: u8::try_from(HashAlgorithm::TOEPLITZ.0).unwrap_or(0),
+                value: hash.value.to_ne_bytes(),
+            };
+            self.rx.push(&info).map_err(NetbackError::Ring)?;
         }
         Ok(())
     }

@@ -68,6 +68,8 @@ pub trait BlockBackend {
     fn write_pieces(&mut self, sector: u64, pieces: &[Piece<'_>]) -> io::Result<()> {
         self.write(sector, &gathered(pieces))
     }
+    /// What begins at `sector`, which is on the disk, will be read soon.
+    fn hint(&self, _sector: u64) {}
     /// Another handle on the same medium that can be used at the same time, if there can be such.
     fn sharable(&self) -> Option<Box<dyn SharedBackend>> {
         None
@@ -131,6 +133,9 @@ impl<B: BlockBackend + ?Sized> BlockBackend for Box<B> {
     }
     fn write_pieces(&mut self, sector: u64, pieces: &[Piece<'_>]) -> io::Result<()> {
         (**self).write_pieces(sector, pieces)
+    }
+    fn hint(&self, sector: u64) {
+        (**self).hint(sector);
     }
     fn sharable(&self) -> Option<Box<dyn SharedBackend>> {
         (**self).sharable()
@@ -213,5 +218,10 @@ impl BlockBackend for SharedDisk {
     }
     fn write_pieces(&mut self, sector: u64, pieces: &[Piece<'_>]) -> io::Result<()> {
         self.with(|image| image.write_pieces(sector, pieces))
+    }
+    fn hint(&self, sector: u64) {
+        if let Handle::Own(image) = &self.handle {
+            image.hint(sector);
+        }
     }
 }

@@ -29,11 +29,25 @@ pub struct Quota {
     pub transactions: usize,
     /// Bytes in a value.
     pub value_bytes: usize,
+    /// Nodes that a transaction looks at, and changes that it makes.
+    pub transaction_nodes: usize,
+    /// Entries in a node's permissions.
+    pub permissions: usize,
+    /// Events that a connection does not take; further ones are lost.
+    pub events: usize,
 }
 
 impl Default for Quota {
     fn default() -> Self {
-        Self { nodes: 1000, watches: 128, transactions: 10, value_bytes: 2048 }
+        Self {
+            nodes: 1000,
+            watches: 128,
+            transactions: 10,
+            value_bytes: 2048,
+            transaction_nodes: 1024,
+            permissions: 5,
+            events: 8192,
+        }
     }
 }
 
@@ -251,6 +265,9 @@ impl Xenstored {
             }
             Request::Remove(path) => self.change(id, transaction, Change::Remove(absolute(path))),
             Request::SetPermissions { path, permissions } => {
+                if domain != DomId(0) && permissions.len() > self.quota.permissions {
+                    return Err(StoreError::NoSpace);
+                }
                 let change = Change::SetPermissions(absolute(path), permissions.clone());
                 self.change(id, transaction, change)
             }
@@ -264,6 +281,7 @@ impl Xenstored {
         transaction: TransactionId,
         path: &str,
     ) -> Result<&tree::Node, StoreError> {
+        let limit = self.quota.transaction_nodes;
         let connection = self.connections.get_mut(&id).ok_or(StoreError::Invalid)?;
         let domain = connection.domain;
         if transaction == TransactionId::NONE {
@@ -271,6 +289,7 @@ impl Xenstored {
         }
         let transaction =
             connection.transactions.get_mut(&transaction.0).ok_or(StoreError::NotFound)?;
+        transaction.check(domain, limit)?;
         transaction.remember(path);
         transaction.tree.readable(path, domain)
     }
@@ -281,7 +300,7 @@ impl Xenstored {
         transaction: TransactionId,
         change: Change,
     ) -> Result<Reply, StoreError> {
-        let quota = self.quota.nodes;
+        let (quota, limit) = (self.quota.nodes, self.quota.transaction_nodes);
         let connection = self.connections.get_mut(&id).ok_or(StoreError::Invalid)?;
         let domain = connection.domain;
         if transaction == TransactionId::NONE {
@@ -292,6 +311,7 @@ impl Xenstored {
         }
         let transaction =
             connection.transactions.get_mut(&transaction.0).ok_or(StoreError::NotFound)?;
+        transaction.check(domain, limit)?;
         // Creating or removing a node changes its parent's list too.
         for path in tree::ancestors(change.path()).take(2) {
             transaction.remember(path);
@@ -373,12 +393,17 @@ impl Xenstored {
     /// every watched node that went with it.
     fn fire(&mut self, before: &Before, change: &Change) {
         let changed = change.path();
+        let most = self.quota.events;
         let removed = match before {
             Before::Nothing => None,
             Before::Unchanged => return,
             Before::Removal(tree) => Some(tree),
         };
+        let mut fired = Vec::new();
         for connection in self.connections.values_mut() {
+            if connection.watches.is_empty() {
+                continue;
+            }
             let mut paths = BTreeSet::new();
             for watch in &connection.watches {
                 let gone =
@@ -391,8 +416,12 @@ impl Xenstored {
                 // A removed node is judged by the permissions it had.
                 let judge = removed.unwrap_or(&self.tree);
                 let visible = judge.readable(path, connection.domain).is_ok();
-                if visible && paths.insert((path.to_owned(), &watch.token, &watch.path)) {
-                    connection.events.push_back(watch.event(path, connection.domain));
+                if visible && paths.insert((path, &watch.token, &watch.path)) {
+                    fired.push(watch.event(path, connection.domain));
+                }
+            }
+            for event in fired.drain(..) {
+                if connection.queue(event, most) {
                     self.activity += 1;
                     self.visitors_wait |= connection.visitor;
                 }
@@ -436,7 +465,31 @@ impl Watch {
     }
 }
 
+impl Connection {
+    /// Queues an event; `false`: it is there already, or there are too many.
+    fn queue(&mut self, event: WatchEvent, most: usize) -> bool {
+        // What a client has not taken yet tells it all that another one of the same would. The newest suffice: a client
+        // that is far behind has them in turn.
+        let same = self.events.iter().rev().take(RECENT).any(|waiting| *waiting == event);
+        let lost = self.domain != DomId(0) && self.events.len() >= most;
+        let is_new = !same && !lost;
+        if is_new {
+            self.events.push_back(event);
+        }
+        is_new
+    }
+}
+
+/// Waiting events among which a new one is looked for.
+const RECENT: usize = 16;
+
 impl Transaction {
+    /// Whether a guest may do one thing more in it.
+    fn check(&self, domain: DomId, limit: usize) -> Result<(), StoreError> {
+        let used = self.seen.len().max(self.changes.len());
+        if domain != DomId(0) && used >= limit { Err(StoreError::NoSpace) } else { Ok(()) }
+    }
+
     fn remember(&mut self, path: &str) {
         let generation = self.base.get(path).map(|node| node.generation);
         self.seen.entry(path.to_owned()).or_insert(generation);

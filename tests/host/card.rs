@@ -104,6 +104,7 @@ fn every_feature_set() -> impl Iterator<Item = NetbackFeatures> {
         sg: bits & 1 != 0,
         gso: bits & 2 != 0,
         split_event_channels: bits & 4 != 0,
+        ..NetbackFeatures::default()
     })
 }
 

@@ -7,4 +7,5 @@
 mod bus;
 mod card;
 mod disk;
+mod queues;
 mod world;

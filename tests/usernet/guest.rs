@@ -21,7 +21,8 @@ pub(crate) const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 const BUFFER: usize = 512 * 1024;
 
 /// A guest that can do everything.
-pub(crate) const OFFLOADS: Accepts = Accepts { long: true, checksum_blank: true, gso_tcpv4: true };
+pub(crate) const OFFLOADS: Accepts =
+    Accepts { long: true, checksum_blank: true, gso_tcpv4: true, gso_tcpv6: true };
 
 /// Rung when there may be frames.
 #[derive(Default)]

@@ -3,10 +3,12 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
 
 use super::guest::{Guest, Notify as _};
-use crate::netback::{self, Accepts, Frame, NetBackend, Netback, NetbackFeatures};
+use crate::netback::{
+    self, CardNet, Control, FrontendCard, NetBackend, Netback, NetbackFeatures, QueueNet,
+};
 use crate::xenbus::{Driver, NodeList};
 use janus_proto::xenbus::Handshake;
 
@@ -27,36 +29,9 @@ impl Doorbell {
     }
 }
 
-/// A network that several owners share.
-#[derive(Clone)]
-struct SharedNet(Arc<Mutex<Box<dyn NetBackend + Send>>>);
-
-impl SharedNet {
-    fn with<R>(&self, action: impl FnOnce(&mut dyn NetBackend) -> R) -> R {
-        action(self.0.lock().unwrap_or_else(PoisonError::into_inner).as_mut())
-    }
-}
-
-impl NetBackend for SharedNet {
-    fn send(&mut self, frame: Frame) {
-        self.with(|net| net.send(frame));
-    }
-    fn receive(&mut self) -> Option<Frame> {
-        self.with(|net| net.receive())
-    }
-    fn connected(&mut self, accepts: Accepts) {
-        self.with(|net| net.connected(accepts));
-    }
-    fn buffer(&mut self) -> Vec<u8> {
-        self.with(|net| net.buffer())
-    }
-    fn recycle(&mut self, bytes: Vec<u8>) {
-        self.with(|net| net.recycle(bytes));
-    }
-}
-
+/// A pair of rings.
 struct Rings<G: Guest> {
-    back: Mutex<Netback<G::Grants, SharedNet>>,
+    back: Mutex<Netback<G::Grants, QueueNet>>,
     tx: OnceLock<G::Port>,
     /// Absent: the same as `tx`.
     rx: OnceLock<G::Port>,
@@ -65,6 +40,11 @@ struct Rings<G: Guest> {
 }
 
 impl<G: Guest> Rings<G> {
+    fn new(back: Netback<G::Grants, QueueNet>) -> Self {
+        let (tx, rx) = (OnceLock::new(), OnceLock::new());
+        Self { back: Mutex::new(back), tx, rx, again: AtomicBool::new(false) }
+    }
+
     /// Serves both directions. Whoever comes while another does leaves it to that one, and does not wait.
     fn serve(&self) {
         self.again.store(true, Ordering::SeqCst);
@@ -97,15 +77,60 @@ impl<G: Guest> Rings<G> {
     }
 }
 
-/// Where the network's thread finds the rings.
-type Place<G> = Mutex<Weak<Rings<G>>>;
+/// How the frontend steers the queues.
+struct Steering<G: Guest> {
+    control: Mutex<Control<G::Grants>>,
+    port: OnceLock<G::Port>,
+}
+
+impl<G: Guest> Steering<G> {
+    fn serve(&self) {
+        let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+        // A frontend that broke the ring is not served any more, on this one.
+        let notify = control.serve().unwrap_or(false);
+        drop(control);
+        if notify && let Some(port) = self.port.get() {
+            port.notify();
+        }
+    }
+}
+
+/// A connected card.
+struct Card<G: Guest> {
+    net: Arc<Mutex<CardNet>>,
+    queues: Vec<Rings<G>>,
+    steering: Option<Steering<G>>,
+}
+
+impl<G: Guest> Card<G> {
+    /// Serves a queue, and then those for which frames were found meanwhile.
+    fn serve(&self, queue: usize) {
+        if let Some(rings) = self.queues.get(queue) {
+            rings.serve();
+        }
+        while self.queues.len() > 1 && lock(&self.net).take_stirred() {
+            for (queue, rings) in self.queues.iter().enumerate() {
+                if lock(&self.net).is_waited_for(queue) {
+                    rings.serve();
+                }
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where the network's thread finds the card.
+type Place<G> = Mutex<Weak<Card<G>>>;
 
 /// The card's part of a device.
 pub(super) struct CardDriver<G: Guest> {
     guest: G,
-    net: SharedNet,
+    net: Arc<Mutex<CardNet>>,
     features: NetbackFeatures,
-    rings: Option<Arc<Rings<G>>>,
+    card: Option<Arc<Card<G>>>,
     place: Arc<Place<G>>,
 }
 
@@ -125,17 +150,62 @@ impl<G: Guest> CardDriver<G> {
         let of_net = Arc::downgrade(&place);
         let on_receive = move || {
             let Some(place) = of_net.upgrade() else { return };
-            let rings = place.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
-            if let Some(rings) = rings {
-                rings.serve();
+            let card = lock(&place).upgrade();
+            if let Some(card) = card {
+                card.serve(0);
             }
         };
-        let net = SharedNet(Arc::new(Mutex::new(connect(Doorbell(Arc::new(on_receive)))?)));
-        Ok(Self { guest, net, features, rings: None, place })
+        let net = Arc::new(Mutex::new(CardNet::new(connect(Doorbell(Arc::new(on_receive)))?)));
+        Ok(Self { guest, net, features, card: None, place })
     }
 
-    fn at(&self, rings: Weak<Rings<G>>) {
-        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = rings;
+    fn open(&self, frontend: &FrontendCard) -> Result<Arc<Card<G>>, String> {
+        let told = |error: netback::NetbackError| error.to_string();
+        lock(&self.net).connect(frontend.queues.len(), frontend.multicast_control);
+        let queues = frontend.queues.iter().enumerate().map(|(index, queue)| {
+            let net = QueueNet::new(&self.net, index);
+            Netback::connect(self.guest.grants(), net, *queue).map(Rings::new)
+        });
+        let queues = queues.collect::<Result<Vec<_>, _>>().map_err(told)?;
+        let steering = match frontend.control {
+            Some((ring, _)) => {
+                let control = Control::connect(self.guest.grants(), ring, Arc::clone(&self.net));
+                let control = Mutex::new(control.map_err(told)?);
+                Some(Steering { control, port: OnceLock::new() })
+            }
+            None => None,
+        };
+        let card = Arc::new(Card { net: Arc::clone(&self.net), queues, steering });
+        let bind = |port, serve: fn(&Card<G>, usize), queue| {
+            let weak = Arc::downgrade(&card);
+            let handler = move || {
+                if let Some(card) = weak.upgrade() {
+                    serve(&card, queue);
+                }
+            };
+            self.guest
+                .bind_interdomain(port, Arc::new(handler))
+                .map_err(|error| format!("event channel {port}: {error:?}"))
+        };
+        for (index, (rings, queue)) in card.queues.iter().zip(&frontend.queues).enumerate() {
+            let _ = rings.tx.set(bind(queue.tx_port, Card::serve, index)?);
+            if queue.rx_port != queue.tx_port {
+                let _ = rings.rx.set(bind(queue.rx_port, Card::serve, index)?);
+            }
+        }
+        if let (Some(steering), Some((_, port))) = (&card.steering, frontend.control) {
+            let serve = |card: &Card<G>, _| {
+                if let Some(steering) = &card.steering {
+                    steering.serve();
+                }
+            };
+            let _ = steering.port.set(bind(port, serve, 0)?);
+        }
+        Ok(card)
+    }
+
+    fn at(&self, card: Weak<Card<G>>) {
+        *lock(&self.place) = card;
     }
 }
 
@@ -147,39 +217,22 @@ impl<G: Guest> Driver for CardDriver<G> {
     }
     fn connect(&mut self, read: &dyn Fn(&str) -> Option<String>) -> Result<NodeList, String> {
         self.release();
-        let frontend = netback::Frontend::read(read).map_err(|error| error.to_string())?;
-        let back = Netback::connect(self.guest.grants(), self.net.clone(), frontend)
-            .map_err(|error| error.to_string())?;
-        let rings = Arc::new(Rings {
-            back: Mutex::new(back),
-            tx: OnceLock::new(),
-            rx: OnceLock::new(),
-            again: AtomicBool::new(false),
-        });
-        let weak: Weak<Rings<G>> = Arc::downgrade(&rings);
-        let serve = move || {
-            if let Some(rings) = weak.upgrade() {
-                rings.serve();
-            }
-        };
-        let handler: crate::pv::events::Handler = Arc::new(serve);
-        let bind = |port| {
-            self.guest
-                .bind_interdomain(port, Arc::clone(&handler))
-                .map_err(|error| format!("event channel {port}: {error:?}"))
-        };
-        let _ = rings.tx.set(bind(frontend.tx_port)?);
-        if frontend.rx_port != frontend.tx_port {
-            let _ = rings.rx.set(bind(frontend.rx_port)?);
+        let frontend =
+            FrontendCard::read(read, self.features).map_err(|error| error.to_string())?;
+        let card = self.open(&frontend)?;
+        self.at(Arc::downgrade(&card));
+        // What the guest sent before the ports were bound was not heard.
+        if let Some(steering) = &card.steering {
+            steering.serve();
         }
-        self.at(Arc::downgrade(&rings));
-        // What the guest sent before the port was bound was not heard.
-        rings.serve();
-        self.rings = Some(rings);
+        for queue in 0..card.queues.len() {
+            card.serve(queue);
+        }
+        self.card = Some(card);
         Ok(NodeList::new())
     }
     fn release(&mut self) {
         self.at(Weak::new());
-        self.rings = None;
+        self.card = None;
     }
 }

@@ -202,8 +202,18 @@ impl<G: Guest> Shared<G> {
     fn with<R>(&self, action: impl FnOnce(&mut Core<G>) -> R) -> R {
         let mut core = self.lock();
         let result = action(&mut core);
+        while self.follow(core) {
+            // Others have their turn.
+            std::thread::yield_now();
+            core = self.lock();
+        }
+        result
+    }
+
+    /// Does what follows from a change; `true`: the guest asks for more.
+    fn follow(&self, mut core: MutexGuard<'_, Core<G>>) -> bool {
         let notify = core.settle();
-        let others = core.store.others_wait();
+        let (others, busy) = (core.store.others_wait(), core.ring.is_busy());
         drop(core);
         if notify && let Some(port) = self.port.get() {
             port.notify();
@@ -211,7 +221,7 @@ impl<G: Guest> Shared<G> {
         if others {
             self.events.wake();
         }
-        result
+        busy
     }
 }
 

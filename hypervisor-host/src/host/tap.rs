@@ -130,34 +130,43 @@ impl Tap {
 
 impl NetBackend for Tap {
     fn send(&mut self, frame: Frame) {
-        let mut bytes = self.spare.pop().unwrap_or_default();
-        bytes.clear();
         let Some(header) = header(&frame) else {
             self.dropped += 1;
-            return self.keep(bytes);
+            return self.keep(frame.bytes);
         };
-        bytes.extend_from_slice(&header);
-        bytes.extend_from_slice(&frame.bytes);
+        if self.flush() {
+            let parts = [io::IoSlice::new(&header), io::IoSlice::new(&frame.bytes)];
+            match rustix::io::writev(&*self.file, &parts) {
+                Err(Errno::AGAIN) => {}
+                result => {
+                    // The interface is down, or the frame is nonsense to it.
+                    self.dropped += u64::from(result.is_err());
+                    return self.keep(frame.bytes);
+                }
+            }
+        }
         if self.unsent.len() >= QUEUE {
             self.dropped += 1;
-            return self.keep(bytes);
+            return self.keep(frame.bytes);
         }
+        let mut bytes = self.spare.pop().unwrap_or_default();
+        bytes.clear();
+        bytes.extend_from_slice(&header);
+        bytes.extend_from_slice(&frame.bytes);
         self.unsent.push_back(bytes);
         self.keep(frame.bytes);
-        self.flush();
     }
 
     fn receive(&mut self) -> Option<Frame> {
         self.flush();
         let mut bytes = self.spare.pop().unwrap_or_default();
-        bytes.resize(HEADER + MAX_FRAME, 0);
-        match rustix::io::read(&*self.file, &mut bytes[..]) {
+        bytes.clear();
+        bytes.reserve(HEADER + MAX_FRAME);
+        match rustix::io::read(&*self.file, rustix::buffer::spare_capacity(&mut bytes)) {
             Ok(count) if count > HEADER => {
-                bytes.truncate(count);
-                let header: Vec<u8> = bytes.drain(..HEADER).collect();
-                let &[flags, kind, _, _, size_low, size_high, ..] = header.as_slice() else {
-                    return None;
-                };
+                let header: [u8; HEADER] = *bytes.first_chunk()?;
+                bytes.drain(..HEADER);
+                let [flags, kind, _, _, size_low, size_high, ..] = header;
                 let size = u16::from_ne_bytes([size_low, size_high]);
                 let gso = match kind & !0x80 {
                     GSO_TCPV4 => Some(Gso { size, kind: GsoType::TCPV4 }),
@@ -181,6 +190,9 @@ impl NetBackend for Tap {
             offloads |= libc::TUN_F_CSUM;
             if accepts.gso_tcpv4 {
                 offloads |= libc::TUN_F_TSO4;
+            }
+            if accepts.gso_tcpv6 {
+                offloads |= libc::TUN_F_TSO6;
             }
         }
         // SAFETY: the call takes a number; the descriptor is open. An interface that refuses sends plain frames.

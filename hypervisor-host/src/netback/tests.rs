@@ -1,5 +1,6 @@
 //! Frames with one thing wrong each, and what is fatal.
 
+use janus_proto::addr::{GrantRef, Port};
 use janus_proto::ring::Front;
 
 use super::*;
@@ -29,6 +30,7 @@ impl World {
             gso_tcpv4: true,
             gso_tcpv6: false,
             checksum_offload: true,
+            hash: false,
         };
         let (near, wire) = Cable::pair();
         let back = Netback::connect(pages.clone(), near, frontend).unwrap();
@@ -162,4 +164,20 @@ fn a_frame_waits_for_pages_and_then_wakes_the_guest() {
     world.rx.push(&page(2, 5)).unwrap();
     assert!(world.serve().unwrap().rx);
     assert_eq!(world.rx.pop::<NetRxResponse>().unwrap().unwrap().status, -1);
+}
+
+#[test]
+fn groups_are_changed_by_frames_that_go_nowhere() {
+    let mut world = World::new();
+    let extra = |kind| NetExtraMulticast { kind, flags: 0, address: [1, 0, 0x5e, 0, 0, 9] };
+    for kind in [ExtraType::MCAST_ADD, ExtraType::MCAST_DEL] {
+        world.slot(1, NetTxFlags::EXTRA_INFO, 0, 60);
+        world.tx.push(&extra(kind)).unwrap();
+        world.slot(2, NetTxFlags::empty(), 0, 61);
+        assert!(world.serve().unwrap().tx);
+        // A cable knows nothing of groups.
+        assert_eq!(world.responses(), [(1, -1), (0, 1), (2, 0)]);
+        assert_eq!(world.wire.receive().map(|frame| frame.bytes.len()), Some(61));
+        assert_eq!(world.wire.receive(), None);
+    }
 }

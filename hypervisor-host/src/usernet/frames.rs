@@ -153,9 +153,15 @@ impl Header {
 
 /// Appends an Ethernet header.
 pub(super) fn ethernet_header(buf: &mut Vec<u8>, to: Mac, kind: u16) {
-    buf.extend_from_slice(&to);
-    buf.extend_from_slice(&GATEWAY_MAC);
-    buf.extend_from_slice(&kind.to_be_bytes());
+    buf.extend_from_slice(&header_to(to, kind));
+}
+
+/// An Ethernet header.
+pub(super) fn header_to(to: Mac, kind: u16) -> [u8; ETHERNET] {
+    let mut header = [0; ETHERNET];
+    let fields = to.into_iter().chain(GATEWAY_MAC).chain(kind.to_be_bytes());
+    header.iter_mut().zip(fields).for_each(|(to, from)| *to = from);
+    header
 }
 
 /// Where the checksum of a transport is.

@@ -7,7 +7,7 @@ use smoltcp::phy::{self, Checksum, DeviceCapabilities, Medium, PacketMeta};
 use smoltcp::time::Instant;
 
 use super::frames::{
-    self, BROADCAST_MAC, Buffers, ETHERNET, ETHERTYPE_IPV4, LONG_FRAME, Mac, ethernet_header,
+    self, BROADCAST_MAC, Buffers, ETHERNET, ETHERTYPE_IPV4, LONG_FRAME, Mac,
 };
 use crate::netback::{Accepts, Frame, Gso};
 
@@ -89,9 +89,11 @@ pub(super) struct TxToken<'a> {
 impl phy::TxToken for TxToken<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
         let mut bytes = self.output.buffers.take();
-        bytes.truncate(0);
-        ethernet_header(&mut bytes, self.output.guest, ETHERTYPE_IPV4);
+        // A buffer that was used before is written over: zeroes first would cost as much as the frame.
         bytes.resize(ETHERNET + len, 0);
+        if let Some(header) = bytes.first_chunk_mut() {
+            *header = frames::header_to(self.output.guest, ETHERTYPE_IPV4);
+        }
         let result = f(bytes.get_mut(ETHERNET..).unwrap_or_default());
         let checksum_blank = self.output.accepts.checksum_blank;
         frames::fill_checksum(&mut bytes, checksum_blank);

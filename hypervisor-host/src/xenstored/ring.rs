@@ -11,6 +11,8 @@ use super::{ConnectionId, Xenstored};
 
 /// Bytes queued for a guest that does not read; beyond this its requests wait.
 const BACKLOG: usize = 64 * 1024;
+/// Requests that are answered before others have their turn at the store.
+const BUDGET: usize = 64;
 
 /// Serves one guest's page.
 #[derive(Debug)]
@@ -19,6 +21,8 @@ pub struct RingServer<M> {
     server: Server,
     connection: ConnectionId,
     broken: bool,
+    /// There may be more, left for the next time.
+    busy: bool,
 }
 
 impl<M: Deref<Target = [AtomicU32]>> RingServer<M> {
@@ -28,13 +32,20 @@ impl<M: Deref<Target = [AtomicU32]>> RingServer<M> {
     /// The page is too small, or its indices are nonsense.
     pub fn new(page: M, connection: ConnectionId) -> Result<Self, ByteRingError> {
         let ring = ByteRing::back(page, XENSTORE)?;
-        Ok(Self { ring, server: Server::default(), connection, broken: false })
+        Ok(Self { ring, server: Server::default(), connection, broken: false, busy: false })
     }
 
     /// Whether the guest broke the protocol; the page's `error` word says how, and nothing is served any more.
     #[must_use]
     pub fn is_broken(&self) -> bool {
         self.broken
+    }
+
+    /// Whether [`Self::serve`] left requests for the next time, so that a guest that asks without end keeps nobody else
+    /// from the store.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.busy
     }
 
     /// Takes what the guest sent, answers, and sends what fits. `true`: notify the guest.
@@ -55,7 +66,8 @@ impl<M: Deref<Target = [AtomicU32]>> RingServer<M> {
     }
 
     fn pump(&mut self, store: &mut Xenstored) -> Result<bool, RingError> {
-        let mut notify = false;
+        let (mut notify, mut answered) = (false, 0);
+        self.busy = false;
         loop {
             let mut moved = false;
             while let Some(event) = self.room().then(|| store.event(self.connection)).flatten() {
@@ -68,8 +80,11 @@ impl<M: Deref<Target = [AtomicU32]>> RingServer<M> {
                 moved |= count > 0;
                 self.server.received(buf.get(..count).unwrap_or_default());
             }
-            while let Some(message) = self.server.request().map_err(|_| RingError::PROTO)? {
+            while answered < BUDGET
+                && let Some(message) = self.server.request().map_err(|_| RingError::PROTO)?
+            {
                 super::answer(store, self.connection, &mut self.server, &message);
+                answered += 1;
             }
             while !self.server.outgoing().is_empty() {
                 let count =
@@ -81,7 +96,8 @@ impl<M: Deref<Target = [AtomicU32]>> RingServer<M> {
                 self.server.sent(count);
             }
             notify |= moved;
-            if !moved {
+            self.busy = answered >= BUDGET;
+            if !moved || self.busy {
                 return Ok(notify);
             }
         }

@@ -171,7 +171,15 @@ fn transactions_are_isolated_and_conflicts_are_found() {
 fn quotas_hold_for_guests_only() {
     let mut world = World::new();
     let (dom0, guest) = (world.dom0, world.guest);
-    world.store.quota = Quota { nodes: 3, watches: 1, transactions: 1, value_bytes: 4 };
+    world.store.quota = Quota {
+        nodes: 3,
+        watches: 1,
+        transactions: 1,
+        value_bytes: 4,
+        transaction_nodes: 3,
+        permissions: 2,
+        events: 2,
+    };
     world.write(guest, "a", "1234").unwrap();
     assert_eq!(world.write(guest, "a", "12345"), Err(StoreError::NoSpace));
     world.write(guest, "b", "").unwrap();
@@ -185,6 +193,94 @@ fn quotas_hold_for_guests_only() {
     assert_eq!(world.ask(guest, &watch("2")), Err(StoreError::TooBig));
     for i in 0..20 {
         world.write(dom0, &format!("/x/{i}"), "123456").unwrap();
+    }
+    let entry = owned_by(GUEST, DomId(0));
+    let longer = [entry.clone(), owned_by(DomId(3), DomId(4))].concat();
+    let set = |permissions| Request::SetPermissions { path: "a", permissions };
+    assert_eq!(world.ask(guest, &set(longer)), Err(StoreError::NoSpace));
+    world.ask(guest, &set(entry)).unwrap();
+}
+
+#[test]
+fn what_a_transaction_remembers_is_bounded() {
+    let mut world = World::new();
+    let guest = world.guest;
+    world.store.quota.transaction_nodes = 10;
+    let transaction = world.start(guest);
+    let write = Request::Write { path: "n", value: b"x" };
+    let done = (0..100).take_while(|_| world.ask_in(guest, transaction, &write).is_ok()).count();
+    assert_eq!(done, 10);
+    assert_eq!(world.ask_in(guest, transaction, &Request::Read("n")), Err(StoreError::NoSpace));
+    assert_eq!(world.ask_in(guest, transaction, &Request::Commit), Ok(Vec::new()));
+    let transaction = world.start(guest);
+    let looked = (0..100)
+        .take_while(|index| {
+            let path = format!("absent{index}");
+            world.ask_in(guest, transaction, &Request::Read(&path)) == Err(StoreError::NotFound)
+        })
+        .count();
+    assert_eq!(looked, 10);
+}
+
+#[test]
+fn nodes_are_counted_for_whoever_owns_them() {
+    let mut world = World::new();
+    let (dom0, guest) = (world.dom0, world.guest);
+    assert_eq!(world.store.tree.count(GUEST), 1, "its home");
+    world.write(guest, "a/b/c", "1").unwrap();
+    assert_eq!(world.store.tree.count(GUEST), 4);
+    let permissions = owned_by(DomId(7), GUEST);
+    let path = "/local/domain/5/a/b";
+    world.ask(dom0, &Request::SetPermissions { path, permissions }).unwrap();
+    assert_eq!((world.store.tree.count(GUEST), world.store.tree.count(DomId(7))), (3, 1));
+    let transaction = world.start(guest);
+    world.ask_in(guest, transaction, &Request::Write { path: "t", value: b"" }).unwrap();
+    world.ask_in(guest, transaction, &Request::Abandon).unwrap();
+    assert_eq!(world.store.tree.count(GUEST), 3, "what was not committed does not count");
+    world.ask(dom0, &Request::Remove("/local/domain/5/a")).unwrap();
+    assert_eq!((world.store.tree.count(GUEST), world.store.tree.count(DomId(7))), (1, 0));
+}
+
+#[test]
+fn a_connection_that_takes_no_events_is_bounded() {
+    let mut world = World::new();
+    let (dom0, guest) = (world.dom0, world.guest);
+    world.store.quota.events = 100;
+    world.ask(guest, &Request::Watch { path: "data", token: "t" }).unwrap();
+    assert_eq!(world.events(guest), ["t:data"]);
+    for _ in 0..50 {
+        world.write(dom0, "/local/domain/5/data/same", "1").unwrap();
+    }
+    assert_eq!(world.events(guest), ["t:data/same"], "one that waits says it all");
+    for index in 0..500 {
+        world.write(dom0, &format!("/local/domain/5/data/{index}"), "1").unwrap();
+    }
+    assert_eq!(world.events(guest).len(), 100);
+}
+
+#[test]
+fn a_guest_that_asks_without_end_lets_others_have_their_turn() {
+    let mut wire = Wire::new();
+    // More than are answered at once, in a ring that is full again as soon as it is read.
+    let request = Request::Read("/");
+    for _ in 0..200 {
+        wire.client.request(NONE, &request).unwrap();
+    }
+    let (mut served, mut answered) = (0, 0);
+    while answered < 200 {
+        let count = wire.front.write(wire.client.outgoing()).unwrap();
+        wire.client.sent(count);
+        wire.server.serve(&mut wire.world.store);
+        let mut buf = [0; 1024];
+        let count = wire.front.read(&mut buf).unwrap();
+        wire.client.received(&buf[..count]);
+        let before = answered;
+        while wire.client.event().unwrap().is_some() {
+            answered += 1;
+        }
+        assert!(answered - before <= 64 + 64);
+        served += 1;
+        assert!(served < 1000, "it goes on");
     }
 }
 

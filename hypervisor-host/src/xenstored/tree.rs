@@ -44,9 +44,10 @@ impl Node {
         }
     }
 
-    fn count(&self, domain: DomId) -> usize {
-        let below: usize = self.children.values().map(|child| child.count(domain)).sum();
-        below + usize::from(self.owner() == domain)
+    /// Calls `each` with the owner of this node and of all below.
+    fn owners(&self, each: &mut impl FnMut(DomId)) {
+        each(self.owner());
+        self.children.values().for_each(|child| child.owners(each));
     }
 }
 
@@ -81,6 +82,8 @@ impl Change {
 pub struct Tree {
     root: Arc<Node>,
     generation: u64,
+    /// Nodes that each domain but 0 owns.
+    owned: BTreeMap<u16, usize>,
 }
 
 impl Default for Tree {
@@ -88,7 +91,7 @@ impl Default for Tree {
         let permissions = vec![Permission { access: Access::None, domain: DomId(0) }];
         let (value, children) = (Vec::new(), BTreeMap::new());
         let root = Arc::new(Node { value, permissions, generation: 0, children });
-        Self { root, generation: 0 }
+        Self { root, generation: 0, owned: BTreeMap::new() }
     }
 }
 
@@ -154,7 +157,19 @@ impl Tree {
     /// Nodes that a domain owns.
     #[must_use]
     pub fn count(&self, domain: DomId) -> usize {
-        self.root.count(domain)
+        self.owned.get(&domain.0).copied().unwrap_or(0)
+    }
+
+    fn takes(&mut self, domain: DomId) {
+        if domain != DomId(0) {
+            *self.owned.entry(domain.0).or_default() += 1;
+        }
+    }
+
+    fn gives_up(&mut self, domain: DomId) {
+        if let Some(count) = self.owned.get_mut(&domain.0) {
+            *count = count.saturating_sub(1);
+        }
     }
 
     /// Makes a change on behalf of `domain`, or none at all.
@@ -192,7 +207,11 @@ impl Tree {
                     // The C daemon forgives this if the parent exists.
                     return self.get(parent).map(|_| ()).ok_or(StoreError::NotFound);
                 }
-                self.edit(parent, |node| drop(node.children.remove(name)));
+                let mut removed = None;
+                self.edit(parent, |node| removed = node.children.remove(name));
+                if let Some(removed) = removed {
+                    removed.owners(&mut |owner| self.gives_up(owner));
+                }
             }
             Change::SetPermissions(_, permissions) => {
                 let node = self.get(path).ok_or(StoreError::NotFound)?;
@@ -202,7 +221,12 @@ impl Tree {
                 if domain != DomId(0) && (domain != owner || first.domain != owner) {
                     return Err(StoreError::NotPermitted);
                 }
+                let next = first.domain;
                 self.edit(path, |node| node.permissions.clone_from(permissions));
+                if next != owner {
+                    self.gives_up(owner);
+                    self.takes(next);
+                }
             }
         }
         Ok(())
@@ -224,6 +248,7 @@ impl Tree {
             if let (Some(first), true) = (permissions.first_mut(), domain != DomId(0)) {
                 first.domain = domain;
             }
+            self.takes(permissions.first().map_or(DomId(0), |first| first.domain));
             let name = path.rsplit('/').next().unwrap_or_default().to_owned();
             let (value, children) = (Vec::new(), BTreeMap::new());
             let generation = self.generation + 1;

@@ -16,3 +16,11 @@ pub mod store;
 mod vbd;
 mod vif;
 pub mod xenstore;
+
+/// Queues that a device shall have, if its backend has as many: `xen.queues=N`. One task serves a device, so more than one
+/// is for trying backends.
+fn wanted_queues() -> u32 {
+    let mut words = crate::command_line().split_ascii_whitespace();
+    let wanted = words.find_map(|word| word.strip_prefix("xen.queues=")?.parse().ok());
+    wanted.unwrap_or(1)
+}

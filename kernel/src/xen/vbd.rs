@@ -4,8 +4,9 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
-use janus_front::xen::blkfront::Setup;
+use janus_front::xen::blkfront_queues::QueuesSetup;
 use janus_front::xen::blkfront_xs::{DETAIL_NODES, Details, OFFER_NODES, Offer};
 use janus_front::xen::grants::Grave;
 use janus_proto::xenbus::Handshake;
@@ -18,8 +19,8 @@ use crate::irq::evtchn::{self, EventChannel};
 /// A disk in any state.
 #[derive(Default)]
 pub(super) struct Vbd {
-    setup: Option<Setup>,
-    served: Option<(Arc<Block>, EventChannel)>,
+    setup: Option<QueuesSetup>,
+    served: Option<(Arc<Block>, Vec<EventChannel>)>,
     grave: Grave,
 }
 
@@ -29,7 +30,8 @@ impl Vbd {
     /// Makes a ring and tells the backend of it.
     pub(super) async fn publish(&mut self, place: &Place) -> Result<(), BusError> {
         let backend = place.store.read_nodes(&place.back, OFFER_NODES).await?;
-        let setup = Setup::new(place.hal, place.peer, Offer::read(&backend)?)?;
+        let offer = Offer::read(&backend)?;
+        let setup = QueuesSetup::new(place.hal, place.peer, offer, super::wanted_queues())?;
         let nodes = setup.publication();
         self.setup = Some(setup);
         Ok(place.store.write_each(&place.front, &nodes).await?)
@@ -40,30 +42,34 @@ impl Vbd {
         let backend = place.store.read_nodes(&place.back, DETAIL_NODES).await?;
         let details = Details::read(&backend)?;
         let Some(setup) = self.setup.take() else { return Err(BusError::NoBackend) };
-        let port = setup.port();
+        let ports = setup.ports();
         let handle = u16::try_from(place.number & 0xffff).unwrap_or(0);
-        let device = setup.connect(details, handle, self.grave.clone());
+        let device = setup.connect(details, handle, &self.grave);
         let name = disk_name(place.number);
         let frames = place.hal.frames();
         let block = Block::start(name.clone(), Box::new(device), frames);
-        let woken = Arc::clone(&block);
-        let channel = match evtchn::attach(port, "vbd", Box::new(move || woken.interrupt())) {
-            Ok(channel) => channel,
+        let attach = |port| {
+            let woken = Arc::clone(&block);
+            evtchn::attach(port, "vbd", Box::new(move || woken.interrupt()))
+        };
+        let channels: Result<Vec<_>, _> = ports.into_iter().map(attach).collect();
+        let channels = match channels {
+            Ok(channels) => channels,
             Err(error) => {
                 block.detach();
                 return Err(error.into());
             }
         };
         devices::add_block(Arc::clone(&block));
-        self.served = Some((block, channel));
+        self.served = Some((block, channels));
         Ok(name)
     }
 
     /// Takes the disk out; what waits for it fails.
     pub(super) fn stop(&mut self) {
-        if let Some((block, channel)) = self.served.take() {
+        if let Some((block, channels)) = self.served.take() {
             devices::remove_block(&block);
-            drop(channel);
+            drop(channels);
         }
         if let Some(setup) = self.setup.take() {
             setup.bury(&self.grave);

@@ -8,8 +8,8 @@ use alloc::vec::Vec;
 
 use janus_front::class::NetOffloads;
 use janus_front::xen::grants::Grave;
-use janus_front::xen::netfront::Netfront;
-use janus_front::xen::netfront_xs::{OFFER_NODES, OWN_NODES, Offer, Ports};
+use janus_front::xen::netfront_queues::NetfrontQueues;
+use janus_front::xen::netfront_xs::{OFFER_NODES, OWN_NODES, Offer};
 use janus_proto::addr::Port;
 use janus_proto::xenbus::Handshake;
 
@@ -22,7 +22,7 @@ use crate::task;
 /// A card in any state.
 #[derive(Default)]
 pub(super) struct Vif {
-    published: Option<Netfront>,
+    published: Option<NetfrontQueues>,
     served: Option<(Arc<Net>, Vec<EventChannel>)>,
     grave: Grave,
 }
@@ -36,7 +36,8 @@ impl Vif {
         let own = place.store.read_nodes(&place.front, OWN_NODES);
         let (backend, own) = task::join(backend, own).await;
         let offer = Offer::read(&backend?, &own?, NetOffloads::all())?;
-        let mut device = Netfront::new(place.hal, place.peer, offer, self.grave.clone())?;
+        let queues = super::wanted_queues();
+        let mut device = NetfrontQueues::new(place.hal, place.peer, offer, queues, &self.grave)?;
         janus_front::class::NetDevice::kick(&mut device);
         let nodes = device.publication();
         self.published = Some(device);
@@ -54,11 +55,7 @@ impl Vif {
             let woken = Arc::clone(&net);
             evtchn::attach(port, "vif", Box::new(move || woken.interrupt()))
         };
-        let channels = match ports {
-            Ports::Shared(port) => [port].map(attach).into_iter().collect(),
-            Ports::Split { tx, rx } => [tx, rx].map(attach).into_iter().collect(),
-        };
-        let channels: Result<Vec<_>, EventError> = channels;
+        let channels: Result<Vec<_>, EventError> = ports.into_iter().map(attach).collect();
         let channels = match channels {
             Ok(channels) => channels,
             Err(error) => {

@@ -287,6 +287,7 @@ pub fn netback(input: &[u8]) {
         gso_tcpv4: flags & 2 != 0,
         gso_tcpv6: flags & 4 != 0,
         checksum_offload: flags & 8 != 0,
+        hash: flags & 16 != 0,
     };
     let (near, mut wire) = Cable::pair();
     let mut back = Netback::connect(pages.clone(), near, frontend).expect("empty rings");
@@ -318,7 +319,12 @@ pub fn usernet(input: &[u8]) {
     };
     let (net, mut backend) = UserNet::start(config, Arc::new(|| {})).expect("nothing is published");
     let all = script.byte() % 2 == 0;
-    backend.connected(netback::Accepts { long: all, checksum_blank: all, gso_tcpv4: all });
+    backend.connected(netback::Accepts {
+        long: all,
+        checksum_blank: all,
+        gso_tcpv4: all,
+        gso_tcpv6: all,
+    });
     while !script.is_over() {
         let (kind, protocol) = (script.byte(), script.byte());
         let len = script.byte();

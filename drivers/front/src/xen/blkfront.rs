@@ -169,6 +169,11 @@ impl Blkfront {
         self.pool_made
     }
 
+    /// Is of no more use, because another ring of the same disk is broken.
+    pub(super) fn give_up(&mut self, error: PeerError) {
+        self.broken.get_or_insert(error);
+    }
+
     fn in_flight(&self) -> usize {
         self.slots.len() - self.free.len()
     }

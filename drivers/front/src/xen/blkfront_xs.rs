@@ -8,7 +8,7 @@ use super::nodes::{NodeError, NodeFault, Nodes, Publication, publish};
 use crate::class::{BlockFeatures, Geometry, SECTOR_SIZE};
 
 /// Nodes of the backend that a frontend reads before it publishes its ring.
-pub const OFFER_NODES: &[&str] = &["max-ring-page-order"];
+pub const OFFER_NODES: &[&str] = &["max-ring-page-order", "multi-queue-max-queues"];
 
 /// Nodes of the backend that a frontend reads when the backend is connected.
 pub const DETAIL_NODES: &[&str] = &[
@@ -39,6 +39,8 @@ pub const MAX_SEGMENTS: u16 = 256;
 pub struct Offer {
     /// `log2` of the ring's pages.
     pub ring_order: u32,
+    /// Rings that a disk may have, at least 1.
+    pub queues: u32,
 }
 
 impl Offer {
@@ -48,7 +50,8 @@ impl Offer {
     /// A node is nonsense.
     pub fn read(backend: &Nodes) -> Result<Self, NodeError> {
         let largest = backend.number::<u32>("max-ring-page-order")?.unwrap_or(0);
-        Ok(Self { ring_order: largest.min(RING_ORDER) })
+        let queues = backend.number::<u32>("multi-queue-max-queues")?.unwrap_or(1).max(1);
+        Ok(Self { ring_order: largest.min(RING_ORDER), queues })
     }
 }
 
@@ -218,7 +221,7 @@ mod tests {
 
     #[test]
     fn the_oldest_backend_is_understood() {
-        assert_eq!(Offer::read(&Nodes::default()), Ok(Offer { ring_order: 0 }));
+        assert_eq!(Offer::read(&Nodes::default()), Ok(Offer { ring_order: 0, queues: 1 }));
         let details = Details::read(&nodes(&[("sectors", "8"), ("info", "4")])).unwrap();
         assert_eq!(details.block_size, 512);
         assert_eq!(details.indirect_segments, 0);

@@ -427,6 +427,12 @@ impl Netfront {
         Err(PeerError("extra information without end"))
     }
 
+    /// Is of no more use, because another ring of the same card is broken.
+    pub(super) fn give_up(&mut self, error: PeerError) {
+        self.broken.get_or_insert(error);
+        self.connected = false;
+    }
+
     fn fail<T>(&mut self, error: PeerError) -> Result<T, PeerError> {
         self.broken = Some(error);
         self.connected = false;

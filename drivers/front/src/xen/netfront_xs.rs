@@ -14,6 +14,7 @@ pub const OFFER_NODES: &[&str] = &[
     "feature-gso-tcpv6",
     "feature-no-csum-offload",
     "feature-split-event-channels",
+    "multi-queue-max-queues",
     "mtu",
 ];
 
@@ -31,6 +32,8 @@ pub struct Offer {
     pub scatter_gather: bool,
     /// One port for each ring.
     pub split_event_channels: bool,
+    /// Pairs of rings that the card may have, at least 1.
+    pub queues: u32,
     /// What the device can take over: for sending, as far as the backend offers it; for receiving, as we ask.
     pub offloads: NetOffloads,
 }
@@ -68,7 +71,8 @@ impl Offer {
             offloads.remove(NetOffloads::TX_TSO6);
         }
         let split_event_channels = backend.feature("feature-split-event-channels");
-        Ok(Self { mac, mtu, scatter_gather, split_event_channels, offloads })
+        let queues = backend.number::<u32>("multi-queue-max-queues")?.unwrap_or(1).max(1);
+        Ok(Self { mac, mtu, scatter_gather, split_event_channels, queues, offloads })
     }
 }
 

@@ -94,6 +94,28 @@ impl Nodes {
 /// Nodes to write into a device's own directory, all in one transaction.
 pub type Publication = Vec<(String, String)>;
 
+/// Joins what each queue of a device publishes: one queue as it is, several each in a directory of its own, with what
+/// holds for the whole device above them (`blkif.h` and `netif.h`, "multi-queue").
+pub(super) fn publish_queues(queues: impl Iterator<Item = Publication>) -> Publication {
+    let mut queues: Vec<Publication> = queues.collect();
+    if queues.len() == 1 {
+        return queues.pop().unwrap_or_default();
+    }
+    let mut nodes = Publication::new();
+    publish(&mut nodes, "multi-queue-num-queues", queues.len());
+    for (index, queue) in queues.into_iter().enumerate() {
+        for (name, value) in queue {
+            let own = ["ring-ref", "tx-ring-ref", "rx-ring-ref", "event-channel"];
+            if own.iter().any(|start| name.starts_with(start)) {
+                nodes.push((alloc::format!("queue-{index}/{name}"), value));
+            } else if index == 0 {
+                nodes.push((name, value));
+            }
+        }
+    }
+    nodes
+}
+
 /// Adds a node to a publication.
 pub(super) fn publish(to: &mut Publication, name: &str, value: impl fmt::Display) {
     to.push((String::from(name), alloc::format!("{value}")));

@@ -24,17 +24,28 @@ impl Grants {
     }
 }
 
+/// References; most mappings are of one, and take no memory for it.
+#[derive(Debug)]
+enum References {
+    One(GrantRef),
+    Many(Vec<GrantRef>),
+}
+
 /// Holds references of a grant table; dropping it gives them back.
 #[derive(Debug)]
 struct Held {
     table: Arc<GrantTable>,
-    references: Vec<GrantRef>,
+    references: References,
     access: Access,
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        for reference in &self.references {
+        let references = match &self.references {
+            References::One(reference) => std::slice::from_ref(reference),
+            References::Many(references) => references,
+        };
+        for reference in references {
             self.table.release(*reference, self.access);
         }
     }
@@ -71,12 +82,20 @@ impl GrantMapper for Grants {
     type Mapping = GrantedPages;
     fn map(&self, grants: &[GrantRef], access: Access) -> Result<GrantedPages, MapError> {
         let table = &self.table;
-        let references = Vec::with_capacity(grants.len());
-        let mut held = Held { table: Arc::clone(table), references, access };
+        let hold = |references| Held { table: Arc::clone(table), references, access };
+        if let [reference] = grants {
+            let first = table.acquire(*reference, DomId(0), access).map_err(MapError)?;
+            let held = hold(References::One(*reference));
+            table.ram.words(first, 1).ok_or(MapError(GrantStatus::BAD_PAGE))?;
+            return Ok(GrantedPages { view: View::Whole { first, pages: 1 }, held });
+        }
+        let mut held = hold(References::Many(Vec::with_capacity(grants.len())));
         let mut frames = Vec::with_capacity(grants.len());
         for reference in grants {
             frames.push(table.acquire(*reference, DomId(0), access).map_err(MapError)?);
-            held.references.push(*reference);
+            if let References::Many(references) = &mut held.references {
+                references.push(*reference);
+            }
         }
         let pages = frames.len() as u64;
         let follows = |(a, b): (&Mfn, &Mfn)| a.0.checked_add(1) == Some(b.0);

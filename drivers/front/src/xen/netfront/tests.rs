@@ -24,6 +24,7 @@ fn offer(scatter_gather: bool, split: bool) -> Offer {
         mtu: 1500,
         scatter_gather,
         split_event_channels: split,
+        queues: 1,
         offloads: if scatter_gather { NetOffloads::all() } else { NetOffloads::TX_CHECKSUM },
     }
 }

@@ -121,6 +121,44 @@ assert_layout!(
     gso_features = 6
 );
 
+/// A multicast group to join or leave ([`ExtraType::MCAST_ADD`], [`ExtraType::MCAST_DEL`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct NetExtraMulticast {
+    /// Which layout.
+    pub kind: ExtraType,
+    /// [`EXTRA_FLAG_MORE`].
+    pub flags: u8,
+    /// The group's Ethernet address.
+    pub address: [u8; 6],
+}
+assert_layout!(NetExtraMulticast, size = 8, kind = 0, flags = 1, address = 2);
+
+/// The hash of a frame's flow ([`ExtraType::HASH`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct NetExtraHash {
+    /// Which layout.
+    pub kind: ExtraType,
+    /// [`EXTRA_FLAG_MORE`].
+    pub flags: u8,
+    /// Of what: the number of the bit of [`HashTypes`].
+    pub hash_type: u8,
+    /// [`HashAlgorithm`].
+    pub algorithm: u8,
+    /// The hash, in the byte order of the CPU.
+    pub value: [u8; 4],
+}
+assert_layout!(
+    NetExtraHash,
+    size = 8,
+    kind = 0,
+    flags = 1,
+    hash_type = 2,
+    algorithm = 3,
+    value = 4
+);
+
 /// An empty page for receiving.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -176,3 +214,97 @@ pub const TX_SLOT_WORDS: usize = 3;
 
 /// Words in a receive slot.
 pub const RX_SLOT_WORDS: usize = 2;
+
+open_enum! {
+    /// [`NetCtrlRequest::kind`] (`XEN_NETIF_CTRL_TYPE_*`).
+    pub enum CtrlType: u16 {
+        /// Which flows can be hashed.
+        GET_HASH_FLAGS = 1,
+        /// Which are to be: `data[0]`.
+        SET_HASH_FLAGS = 2,
+        /// The key: `data[0]` grants its page, `data[1]` is its length in bytes.
+        SET_HASH_KEY = 3,
+        /// Entries that a mapping may have.
+        GET_HASH_MAPPING_SIZE = 4,
+        /// Entries that it shall have: `data[0]`.
+        SET_HASH_MAPPING_SIZE = 5,
+        /// Queues by hash: `data[0]` grants a page of 32-bit numbers, `data[1]` of them from entry `data[2]` on.
+        SET_HASH_MAPPING = 6,
+        /// The algorithm: `data[0]`.
+        SET_HASH_ALGORITHM = 7,
+    }
+}
+
+open_enum! {
+    /// [`NetCtrlResponse::status`] (`XEN_NETIF_CTRL_STATUS_*`).
+    pub enum CtrlStatus: u32 {
+        /// Done.
+        SUCCESS = 0,
+        /// Not known here.
+        NOT_SUPPORTED = 1,
+        /// It makes no sense.
+        INVALID_PARAMETER = 2,
+        /// A buffer is too small.
+        BUFFER_OVERFLOW = 3,
+    }
+}
+
+open_enum! {
+    /// How flows are hashed (`XEN_NETIF_CTRL_HASH_ALGORITHM_*`).
+    pub enum HashAlgorithm: u32 {
+        /// The backend's own way.
+        NONE = 0,
+        /// By a key.
+        TOEPLITZ = 1,
+    }
+}
+
+open_flags! {
+    /// Flows that are hashed (`XEN_NETIF_CTRL_HASH_TYPE_*`).
+    pub struct HashTypes: u32 {
+        /// By both IPv4 addresses.
+        const IPV4 = 1 << 0;
+        /// And both TCP ports.
+        const IPV4_TCP = 1 << 1;
+        /// By both IPv6 addresses.
+        const IPV6 = 1 << 2;
+        /// And both TCP ports.
+        const IPV6_TCP = 1 << 3;
+    }
+}
+
+impl HashTypes {
+    /// All of them.
+    pub const ALL: Self = Self(0xf);
+}
+
+/// A request on the control ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct NetCtrlRequest {
+    /// The guest's, echoed.
+    pub id: u16,
+    /// What is asked.
+    pub kind: CtrlType,
+    /// By kind.
+    pub data: [u32; 3],
+}
+assert_layout!(NetCtrlRequest, size = 16, id = 0, kind = 2, data = 4);
+
+/// An answer on the control ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct NetCtrlResponse {
+    /// Of the request.
+    pub id: u16,
+    /// Of the request.
+    pub kind: CtrlType,
+    /// Whether it was done.
+    pub status: CtrlStatus,
+    /// By kind.
+    pub data: u32,
+}
+assert_layout!(NetCtrlResponse, size = 12, id = 0, kind = 2, status = 4, data = 8);
+
+/// Words in a slot of the control ring.
+pub const CTRL_SLOT_WORDS: usize = 4;
