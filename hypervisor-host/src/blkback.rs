@@ -330,11 +330,7 @@ impl<G: GrantMapper, B: BlockBackend> Blkback<G, B> {
         Ok(true)
     }
 
-    fn answer(
-        &mut self,
-        slot: &[u32; SLOT_WORDS],
-        notify: &mut bool,
-    ) -> Result<(), BlkbackError> {
+    fn answer(&mut self, slot: &[u32; SLOT_WORDS], notify: &mut bool) -> Result<(), BlkbackError> {
         let request: BlkifRequest = transmute!(*slot);
         let (operation, id, status) = match request.operation {
             BlkifOp::INDIRECT => {

@@ -6,9 +6,7 @@ use janus_proto::abi::xen_io::netif::GsoType;
 use smoltcp::phy::{self, Checksum, DeviceCapabilities, Medium, PacketMeta};
 use smoltcp::time::Instant;
 
-use super::frames::{
-    self, BROADCAST_MAC, Buffers, ETHERNET, ETHERTYPE_IPV4, LONG_FRAME, Mac,
-};
+use super::frames::{self, BROADCAST_MAC, Buffers, ETHERNET, ETHERTYPE_IPV4, LONG_FRAME, Mac};
 use crate::netback::{Accepts, Frame, Gso};
 
 /// See the module. smoltcp sees IP packets only.

@@ -105,7 +105,6 @@ pub(super) struct Place {
 }
 
 /// A device of one of the classes we drive.
-#[expect(clippy::large_enum_variant, reason = "a handful exist, each in its own task")]
 enum Device {
     Vbd(Vbd),
     Vif(Vif),

@@ -5,6 +5,7 @@
 
 mod calls;
 mod memory;
+mod network;
 mod starts;
 
 use std::fmt::Write as _;
@@ -30,6 +31,9 @@ pub(crate) fn run(arguments: &[String]) -> i32 {
         ["limit", "unmap"] => memory::unmap().map(|samples| line(&samples)),
         ["limit", "loop"] => Ok(line(&memory::spin())),
         ["limit", "copy"] => Ok(line(&memory::copy())),
+        ["limit", "udp"] => network::udp().map(|samples| line(&samples)),
+        ["limit", "udp-send"] => network::udp_send().map(|samples| line(&samples)),
+        ["limit", "tcp"] => network::tcp().map(|samples| line(&samples)),
         ["limit", "read", file] => memory::read(file).map(|samples| line(&samples)),
         ["limit", "read-mapped", file] => memory::read_mapped(file).map(|samples| line(&samples)),
         ["limit", "stream", file] => memory::stream(file).map(|samples| line(&samples)),

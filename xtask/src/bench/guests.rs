@@ -101,6 +101,14 @@ impl InQemu {
         Ok(Self { process, stdin, cursor: 0, port, streams })
     }
 
+    /// Starts another program that runs a guest on its standard streams; where ports of the guest's are on this machine.
+    pub(crate) fn of_command(mut command: Command, streams: Vec<(u16, u16)>) -> Result<Self> {
+        let mut process = process::spawn(command.stdin(Stdio::piped()), Echo::Quiet)?;
+        let stdin = process.stdin().context("no standard input")?;
+        let port = streams.first().map_or(0, |(here, _)| *here);
+        Ok(Self { process, stdin, cursor: 0, port, streams })
+    }
+
     fn connect(&self, port: u16) -> Result<TcpStream> {
         let forward = self.streams.iter().find(|(_, guest)| *guest == port);
         let (here, _) = forward.context("no such port")?;

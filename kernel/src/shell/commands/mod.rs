@@ -5,6 +5,7 @@
 
 mod bench;
 mod block;
+mod exchange;
 mod files;
 mod general;
 mod measure;
@@ -44,6 +45,7 @@ pub static TABLE: &[&[Command]] = &[
     bench::COMMANDS,
     measure::COMMANDS,
     network::COMMANDS,
+    exchange::COMMANDS,
     stream::COMMANDS,
     system::COMMANDS,
     xen::COMMANDS,

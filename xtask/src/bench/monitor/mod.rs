@@ -4,10 +4,13 @@
 //! Each file measures one subject and answers [`Row`]s. What is measured in a guest is printed by its shell as
 //! `janus-bench: {...}`; what is measured without one, by `tests/bench-peer`.
 
+mod blocks;
 mod costs;
 mod density;
+mod network;
 mod row;
 mod start;
+mod store;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -96,8 +99,14 @@ const ONE_LINE: &str = "janus-one-line";
 type Measure = fn(&Bench<'_>) -> Result<Vec<Row>>;
 
 /// The subjects, in the table's order.
-const SUBJECTS: &[(&str, Measure)] =
-    &[("starts", start::rows), ("costs", costs::rows), ("density", density::rows)];
+const SUBJECTS: &[(&str, Measure)] = &[
+    ("starts", start::rows),
+    ("costs", costs::rows),
+    ("disk", blocks::rows),
+    ("network", network::rows),
+    ("xenstore", store::rows),
+    ("density", density::rows),
+];
 
 /// Keeps this thread, and all that it starts from here on, on one CPU: the last that it may use.
 fn pin() -> Result<()> {

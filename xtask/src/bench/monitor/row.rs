@@ -19,6 +19,8 @@ pub(super) enum Unit {
     Count,
     /// How often a second.
     PerSecond,
+    /// How many for each.
+    Each,
 }
 
 impl Unit {
@@ -30,6 +32,7 @@ impl Unit {
             Self::Kibibytes => "KiB",
             Self::Count => "",
             Self::PerSecond => "/s",
+            Self::Each => "each",
         }
     }
 

@@ -153,7 +153,7 @@ struct Rig {
 
 fn rig(details: Details, ring_order: u32) -> Rig {
     let xen = FakeXen::new();
-    let setup = Setup::new(hal_of(xen), PEER, Offer { ring_order }).unwrap();
+    let setup = Setup::new(hal_of(xen), PEER, Offer { ring_order, queues: 1 }).unwrap();
     let ring = xen.map_all(PEER, &setup.refs, GrantAccess::ReadWrite).unwrap();
     let back = TestBack {
         xen,
@@ -404,7 +404,8 @@ fn shortages_are_busy_while_something_can_end_and_errors_otherwise() {
 #[test]
 fn setting_up_fails_cleanly() {
     let xen = FakeXen::new();
-    let setup = |order| Setup::new(hal_of(xen), PEER, Offer { ring_order: order }).map(drop);
+    let setup =
+        |order| Setup::new(hal_of(xen), PEER, Offer { ring_order: order, queues: 1 }).map(drop);
     xen.limit_grants(Some(1));
     assert_eq!(setup(1), Err(HalError::NoGrants));
     xen.limit_grants(None);
