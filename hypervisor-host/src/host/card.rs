@@ -103,6 +103,13 @@ struct Card<G: Guest> {
 }
 
 impl<G: Guest> Card<G> {
+    /// Serves each queue: one that has no room for its frames does not keep the others from theirs.
+    fn serve_all(&self) {
+        for queue in 0..self.queues.len() {
+            self.serve(queue);
+        }
+    }
+
     /// Serves a queue, and then those for which frames were found meanwhile.
     fn serve(&self, queue: usize) {
         if let Some(rings) = self.queues.get(queue) {
@@ -152,7 +159,7 @@ impl<G: Guest> CardDriver<G> {
             let Some(place) = of_net.upgrade() else { return };
             let card = lock(&place).upgrade();
             if let Some(card) = card {
-                card.serve(0);
+                card.serve_all();
             }
         };
         let net = Arc::new(Mutex::new(CardNet::new(connect(Doorbell(Arc::new(on_receive)))?)));
@@ -225,9 +232,7 @@ impl<G: Guest> Driver for CardDriver<G> {
         if let Some(steering) = &card.steering {
             steering.serve();
         }
-        for queue in 0..card.queues.len() {
-            card.serve(queue);
-        }
+        card.serve_all();
         self.card = Some(card);
         Ok(NodeList::new())
     }

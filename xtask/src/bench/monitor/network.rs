@@ -14,7 +14,7 @@ use super::{Bench, samples};
 /// Round trips in a sample.
 const TRIPS: u32 = 2000;
 /// Samples.
-const SAMPLES: usize = 9;
+const SAMPLES: u32 = 9;
 /// Datagrams that are sent out in a sample.
 const FLOOD: u32 = 20_000;
 /// The guest's ports.
@@ -81,7 +81,7 @@ fn round_trips(guest: &mut InQemu, port: u16) -> Result<Vec<f64>> {
     let socket = UdpSocket::bind(("127.0.0.1", 0))?;
     socket.connect(("127.0.0.1", port))?;
     socket.set_read_timeout(Some(Duration::from_secs(5)))?;
-    let count = (SAMPLES as u32 + 1) * TRIPS;
+    let count = (SAMPLES + 1) * TRIPS;
     guest.ask(&format!("udp-echo {ECHO} {count}"), "echoing on port")?;
     let mut times = Vec::new();
     let mut buffer = [0; 64];
