@@ -82,6 +82,7 @@ fn run() -> Result<ExitCode, Failure> {
         name: "boot".into(),
         uuid: UUID,
         memory_kib: PAGES * 4,
+        max_memory_kib: PAGES * 4,
         vcpus: 1,
         rings: (built.console.0, built.store.0),
     };

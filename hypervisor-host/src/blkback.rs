@@ -162,6 +162,10 @@ pub struct BlkbackCounters {
     pub errors: u64,
     /// Of these, with indirect segments.
     pub indirect: u64,
+    /// Bytes read from the disk.
+    pub bytes_read: u64,
+    /// Bytes written to it.
+    pub bytes_written: u64,
 }
 
 /// A connected disk.
@@ -443,7 +447,15 @@ impl<G: GrantMapper, B: BlockBackend> Blkback<G, B> {
         });
         // The grants end before the frontend hears that it may have its pages back.
         own.clear();
-        if done { BlkifStatus::OKAY } else { BlkifStatus::ERROR }
+        if !done {
+            return BlkifStatus::ERROR;
+        }
+        let bytes = sectors * SECTOR as u64;
+        match write {
+            true => self.counters.bytes_written += bytes,
+            false => self.counters.bytes_read += bytes,
+        }
+        BlkifStatus::OKAY
     }
 
     /// Maps the pages of a request that are not kept; those that cannot be are in `own`, in order.

@@ -12,7 +12,7 @@ use janus_proto::addr::{DomId, Port};
 
 use crate::engine::monitor::Monitor;
 use crate::engine::{EngineError, Vcpu};
-use crate::host::{DiskOptions, Host, HostError, Identity, Image, Network, Output, PlugError};
+use crate::host::{DiskOptions, Endpoint, Host, HostError, Identity, Image, Network, PlugError};
 use crate::machine::contents::Contents;
 use crate::pv::builder::{self, BuildError, Cause};
 use crate::pv::domain::{Domain, Ended, FirstCpu, Setup};
@@ -62,14 +62,29 @@ pub struct Description {
     pub command_line: String,
     /// Its memory in MiB.
     pub memory_mib: u64,
+    /// What its memory may grow to while it runs, in MiB; less than it has: it may not.
+    pub max_memory_mib: u64,
+    /// Its UUID; `None`: a random one.
+    pub uuid: Option<[u8; 16]>,
     /// Its virtual CPUs.
     pub vcpus: usize,
     /// Its disks: `xvda`, `xvdb`, ...
     pub disks: Vec<DiskFile>,
     /// Its cards, each on a network of its own.
-    pub networks: Vec<NetworkKind>,
+    pub networks: Vec<Card>,
     /// Where its xenstore is served to the host's own tools.
     pub store_socket: Option<PathBuf>,
+    /// It is paused once before its first instruction: [`Domain::unpause`] starts it.
+    pub paused: bool,
+}
+
+/// A network card of a guest.
+#[derive(Clone, Debug)]
+pub struct Card {
+    /// What it is plugged into.
+    pub kind: NetworkKind,
+    /// Its address; `None`: one of Xen's, made from the guest's UUID.
+    pub mac: Option<[u8; 6]>,
 }
 
 /// What a card is plugged into.
@@ -169,23 +184,25 @@ fn read(path: &Path) -> Result<Contents, GuestError> {
 }
 
 impl Guest {
-    /// Makes a guest that is ready to run; what it prints goes to `output`.
+    /// Makes a guest that is ready to run; its console goes to `console`.
     ///
     /// # Errors
     /// See [`GuestError`].
-    pub fn start(description: &Description, output: Output) -> Result<Self, GuestError> {
+    pub fn start(description: &Description, console: Vec<Endpoint>) -> Result<Self, GuestError> {
         static LAST: AtomicU16 = AtomicU16::new(0);
         // Disks first: whether they can be had does not depend on the guest.
         let disks: Result<Vec<_>, _> = description.disks.iter().map(image).collect();
         let kernel = read(&description.kernel)?;
         let module = description.module.as_deref().map(read).transpose()?;
         let pages = description.memory_mib * FRAMES_PER_MIB;
+        let max_memory_mib = description.max_memory_mib.max(description.memory_mib);
+        let max_pages = max_memory_mib * FRAMES_PER_MIB;
         let built = builder::build(&builder::Config {
             name: &description.kernel.display().to_string(),
             kernel: &kernel,
             module: module.as_deref(),
             command_line: &description.command_line,
-            size: Size { pages, max_pages: pages, vcpus: description.vcpus },
+            size: Size { pages, max_pages, vcpus: description.vcpus },
             store_port: Port(1),
             console_port: Port(2),
             hypercall_page: &Monitor::hypercall_page(),
@@ -197,7 +214,7 @@ impl Guest {
         let memory = SharedMemory::new(built.memory);
         let setup = Setup {
             id: DomId(LAST.fetch_add(1, Ordering::Relaxed) % 0x7000 + 1),
-            uuid: uuid(),
+            uuid: description.uuid.unwrap_or_else(uuid),
             vcpus: description.vcpus,
             ram: Arc::clone(memory.ram()),
             shared_info: built.shared_info,
@@ -212,10 +229,11 @@ impl Guest {
             name: description.name.clone(),
             uuid: setup.uuid,
             memory_kib: description.memory_mib * 1024,
+            max_memory_kib: max_memory_mib * 1024,
             vcpus: description.vcpus,
             rings: (built.console.0, built.store.0),
         };
-        let host = Host::new(&domain, &identity, output)?;
+        let host = Host::with_console(&domain, &identity, console)?;
         if let Some(socket) = &description.store_socket {
             host.listen_store(socket)?;
         }
@@ -226,11 +244,12 @@ impl Guest {
             host.plug_disk_with(disk.number.unwrap_or(number), image, options)?;
         }
         let mut networks = Vec::new();
-        for (handle, network) in (0u32..).zip(&description.networks) {
+        for (handle, card) in (0u32..).zip(&description.networks) {
             let [a, b, c, ..] = setup.uuid;
             // Xen's own prefix.
-            let mac = [0x00, 0x16, 0x3e, a & 0x7f, b, c.wrapping_add(handle.to_le_bytes()[0])];
-            let config = match network {
+            let own = [0x00, 0x16, 0x3e, a & 0x7f, b, c.wrapping_add(handle.to_le_bytes()[0])];
+            let mac = card.mac.unwrap_or(own);
+            let config = match &card.kind {
                 NetworkKind::User(config) => config,
                 NetworkKind::Tap(name) => {
                     host.plug_tap(handle, mac, name)?;
@@ -247,6 +266,9 @@ impl Guest {
                 PlugError::Network(error) => GuestError::Network(error),
                 PlugError::Host(error) => GuestError::Host(error),
             })?;
+        }
+        if description.paused {
+            domain.pause();
         }
         let engines = engines.into_iter().map(|cpu| Box::new(cpu) as Box<dyn Vcpu>).collect();
         let first = domain.start_here(engines, built.registers).map_err(GuestError::Thread)?;

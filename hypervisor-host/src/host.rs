@@ -21,7 +21,7 @@ mod tests;
 
 pub use card::Doorbell;
 pub use console::{Endpoint, Output};
-pub use devices::{Host, HostError, Identity, Image, Network, PlugError};
+pub use devices::{DeviceStatus, Host, HostError, Identity, Image, Network, OnDevice, PlugError};
 pub use disk::DiskOptions;
 pub use guest::{Guest, Notify};
 

@@ -6,16 +6,22 @@
 
 pub mod blkback;
 pub mod cli;
+pub mod config;
+pub mod control;
 pub mod doctor;
 pub mod engine;
+pub mod gdb;
 pub mod guest;
 pub mod host;
+pub mod journal;
 pub mod kvm;
 pub mod machine;
 pub mod memory;
 pub mod netback;
+pub mod postmortem;
 pub mod pv;
 pub mod storage;
+pub mod supervise;
 pub mod symbols;
 pub mod usernet;
 pub mod virtio;

@@ -25,6 +25,18 @@ impl Symbols {
         (!list.is_empty()).then_some(Self(list))
     }
 
+    /// Whether another file has all of these, at the same addresses.
+    #[must_use]
+    pub fn are_in(&self, other: &Self) -> bool {
+        self.0.iter().all(|symbol| other.0.binary_search(symbol).is_ok())
+    }
+
+    /// Where the function is whose name ends so.
+    #[must_use]
+    pub fn address(&self, end: &str) -> Option<u64> {
+        self.0.iter().find(|(_, _, name)| name.ends_with(end)).map(|(start, ..)| *start)
+    }
+
     /// The function at an address, and how far into it that is: `name+0x12`.
     #[must_use]
     pub fn name(&self, address: u64) -> Option<String> {

@@ -35,6 +35,35 @@ pub trait Driver {
     fn connect(&mut self, read: &dyn Fn(&str) -> Option<String>) -> Result<NodeList, String>;
     /// Lets go of everything the frontend shared.
     fn release(&mut self);
+    /// What went through since it was plugged in.
+    fn figures(&self) -> Figures {
+        Figures::default()
+    }
+}
+
+/// What went through a device: from the guest, and to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Requests of a disk, or frames that the guest sent.
+    pub requests: u64,
+    /// Of these, refused or failed.
+    pub errors: u64,
+    /// Bytes written to a disk, or sent to a network.
+    pub bytes_out: u64,
+    /// Bytes read from a disk, or received from a network.
+    pub bytes_in: u64,
+    /// Frames that the guest received.
+    pub received: u64,
+}
+
+impl std::ops::AddAssign for Figures {
+    fn add_assign(&mut self, other: Self) {
+        self.requests += other.requests;
+        self.errors += other.errors;
+        self.bytes_out += other.bytes_out;
+        self.bytes_in += other.bytes_in;
+        self.received += other.received;
+    }
 }
 
 /// A disk and its frontend's ring, when there is one.
@@ -124,6 +153,7 @@ pub struct Device<D> {
     front: String,
     back: String,
     destroyed: bool,
+    connected: bool,
 }
 
 impl<D: fmt::Debug> fmt::Debug for Device<D> {
@@ -151,7 +181,8 @@ impl<D: Driver> Device<D> {
         let back = format!("{}/backend/{}/{guest}/{number}", home(host), D::KIND);
         let connection = store.connect(host);
         let machine = Back::new(D::HANDSHAKE);
-        let mut this = Self { driver, machine, connection, front, back, destroyed: false };
+        let (destroyed, connected) = (false, false);
+        let mut this = Self { driver, machine, connection, front, back, destroyed, connected };
         let initialising = XenbusState::INITIALISING.0.to_string();
         for (directory, owner, reader) in
             [(this.front.clone(), guest, host), (this.back.clone(), host, guest)]
@@ -235,6 +266,12 @@ impl<D: Driver> Device<D> {
         &self.front
     }
 
+    /// Whether the frontend uses it.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.connected
+    }
+
     /// Whether the device is gone, and its directory with it.
     #[must_use]
     pub fn is_gone(&self) -> bool {
@@ -252,12 +289,13 @@ impl<D: Driver> Device<D> {
             BackStep::Connect => self.connect(store),
             BackStep::Release => {
                 self.driver.release();
+                self.connected = false;
                 let state = self.machine.released();
                 self.state(store, state)
             }
             BackStep::Destroy => {
                 self.driver.release();
-                self.destroyed = true;
+                (self.destroyed, self.connected) = (true, false);
                 let back = self.back.clone();
                 let removed = self.ask(store, &Request::Remove(&back));
                 store.disconnect(self.connection);
@@ -281,6 +319,7 @@ impl<D: Driver> Device<D> {
         let state = match self.driver.connect(&read) {
             Ok(nodes) => {
                 self.nodes(store, &nodes)?;
+                self.connected = true;
                 self.machine.connected()
             }
             Err(error) => {

@@ -63,6 +63,8 @@ pub(crate) const KVM_LAB: &[Need] = &[
     need("modprobe", "kmod"),
     need("xz", "xz-utils"),
 ];
+/// The debugger that the VMM's stub is tested with.
+pub(crate) const GDB: &[Need] = &[need("gdb", "gdb")];
 /// The Xen headers, against which the ABI structures are checked.
 pub(crate) const HEADERS: &[Need] =
     &[need("/usr/include/xen/xen.h", "libxen-dev"), need("cc", "gcc"), need("make", "make")];

@@ -55,13 +55,13 @@ fn words(description: &Description, kvm: bool) -> Vec<String> {
         add(&["-device", &format!("virtio-blk-pci,drive=d{index}")]);
     }
     for (index, network) in description.networks.iter().enumerate() {
-        let mut card = match network {
+        let mut card = match &network.kind {
             NetworkKind::User(_) => format!("user,id=n{index}"),
             NetworkKind::Tap(name) => {
                 format!("tap,id=n{index},ifname={},script=no,downscript=no", doubled(name))
             }
         };
-        if let NetworkKind::User(config) = network {
+        if let NetworkKind::User(config) = &network.kind {
             for publish in &config.publish {
                 let transport = match publish.transport {
                     Transport::Tcp => "tcp",
@@ -72,7 +72,9 @@ fn words(description: &Description, kvm: bool) -> Vec<String> {
                 card.push_str(&format!(",hostfwd={transport}:{host}:{port}-:{guest}"));
             }
         }
-        add(&["-netdev", &card, "-device", &format!("virtio-net-pci,netdev=n{index}")]);
+        let mac = network.mac.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
+        let mac = mac.map(|mac| format!(",mac={mac}")).unwrap_or_default();
+        add(&["-netdev", &card, "-device", &format!("virtio-net-pci,netdev=n{index}{mac}")]);
     }
     words
 }
@@ -152,7 +154,7 @@ fn code_of(status: Option<i32>, reported: Option<u8>) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::DiskFile;
+    use crate::guest::{Card, DiskFile};
     use crate::usernet::Config;
 
     #[test]
@@ -173,8 +175,13 @@ mod tests {
                     ..DiskFile::default()
                 },
             ],
-            networks: vec![NetworkKind::User(user), NetworkKind::Tap("t0".into())],
+            networks: [NetworkKind::User(user), NetworkKind::Tap("t0".into())]
+                .map(|kind| Card { kind, mac: None })
+                .to_vec(),
             store_socket: None,
+            max_memory_mib: 0,
+            uuid: None,
+            paused: false,
         };
         let line = words(&description, false).join(" ");
         for part in [

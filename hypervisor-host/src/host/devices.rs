@@ -24,7 +24,7 @@ use crate::memory::{GrantMapper, MapError};
 use crate::netback::{NetBackend, NetbackFeatures};
 use crate::pv::domain::Domain;
 use crate::storage::BlockBackend;
-use crate::xenbus::{Device, Driver};
+use crate::xenbus::{Device, Driver, Figures};
 use crate::xenstored::ring::RingServer;
 use crate::xenstored::{ConnectionId, Quota, Reply, Xenstored, home as home_of};
 
@@ -37,6 +37,8 @@ pub struct Identity {
     pub uuid: [u8; 16],
     /// Its memory in KiB.
     pub memory_kib: u64,
+    /// What that may grow to.
+    pub max_memory_kib: u64,
     /// Its virtual CPUs.
     pub vcpus: usize,
     /// The machine frames of its console and store rings.
@@ -111,6 +113,8 @@ trait Plugged: Send {
     fn unplug(&mut self, store: &mut Xenstored) -> Result<(), StoreError>;
     fn force(&mut self, store: &mut Xenstored) -> Result<(), StoreError>;
     fn is_gone(&self) -> bool;
+    fn is_connected(&self) -> bool;
+    fn figures(&self) -> Figures;
     fn frontend(&self) -> &str;
 }
 
@@ -127,10 +131,33 @@ impl<D: Driver + Send> Plugged for Device<D> {
     fn is_gone(&self) -> bool {
         Self::is_gone(self)
     }
+    fn is_connected(&self) -> bool {
+        Self::is_connected(self)
+    }
+    fn figures(&self) -> Figures {
+        self.driver.figures()
+    }
     fn frontend(&self) -> &str {
         Self::frontend(self)
     }
 }
+
+/// A device and what is known of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceStatus {
+    /// `vbd` or `vif`.
+    pub kind: &'static str,
+    /// Its number on the bus.
+    pub number: u32,
+    /// Whether the guest uses it.
+    pub connected: bool,
+    /// What went through.
+    pub figures: Figures,
+}
+
+/// Is told when a guest connects or leaves a device: its kind and number, and whether it is connected. With the
+/// store's lock held.
+pub type OnDevice = Box<dyn Fn(&'static str, u32, bool) + Send>;
 
 /// Names a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,6 +176,7 @@ struct Core<G: Guest> {
     devices: Vec<(Name, Box<dyn Plugged>)>,
     /// Events of the store that the devices have seen.
     seen: u64,
+    on_device: Option<OnDevice>,
 }
 
 impl<G: Guest> Core<G> {
@@ -162,9 +190,15 @@ impl<G: Guest> Core<G> {
                 return notify;
             }
             self.seen = activity;
-            for (_, device) in &mut self.devices {
+            for (name, device) in &mut self.devices {
+                let before = device.is_connected();
                 // A device whose nodes cannot be written (they are gone) waits until somebody removes it.
                 let _ = device.turn(&mut self.store);
+                if let Some(hears) = &self.on_device
+                    && device.is_connected() != before
+                {
+                    hears(name.kind, name.number, !before);
+                }
             }
             let mut gone = Vec::new();
             self.devices.retain(|(_, device)| {
@@ -237,6 +271,7 @@ pub struct Host<G: Guest = Arc<Domain>> {
     events: Arc<EventLoop>,
     console: Arc<ConsoleCore<G>>,
     sockets: Mutex<Sockets>,
+    tty: String,
 }
 
 impl<G: Guest> fmt::Debug for Host<G> {
@@ -277,7 +312,7 @@ impl<G: Guest> Host<G> {
         let connection = store.connect(guest.id());
         let page = map(GNTTAB_RESERVED_XENSTORE)?;
         let ring = RingServer::new(page, connection).map_err(HostError::Page)?;
-        let core = Core { store, ring, toolstack, devices: Vec::new(), seen: 0 };
+        let core = Core { store, ring, toolstack, devices: Vec::new(), seen: 0, on_device: None };
         let shared = Arc::new(Shared {
             guest: guest.clone(),
             core: Mutex::new(core),
@@ -298,7 +333,8 @@ impl<G: Guest> Host<G> {
         let tty = console.tty().unwrap_or_default().to_owned();
         let console = ConsoleCore::start(guest, console, map(GNTTAB_RESERVED_CONSOLE)?, &events)?;
         let console_port = console.guest_port();
-        let this = Self { shared, events, console, sockets: Mutex::default() };
+        let sockets = Mutex::default();
+        let this = Self { shared, events, console, sockets, tty: tty.clone() };
         let id = guest.id();
         this.shared.with(|core| {
             core.store.announce("@introduceDomain");
@@ -311,6 +347,12 @@ impl<G: Guest> Host<G> {
     #[must_use]
     pub fn events(&self) -> &Arc<EventLoop> {
         &self.events
+    }
+
+    /// The name of the console's pseudo terminal, if it has one.
+    #[must_use]
+    pub fn tty(&self) -> Option<&str> {
+        Some(self.tty.as_str()).filter(|tty| !tty.is_empty())
     }
 
     /// The console.
@@ -433,6 +475,28 @@ impl<G: Guest> Host<G> {
     pub fn has(&self, kind: &str, number: u32) -> bool {
         let core = self.shared.lock();
         core.devices.iter().any(|(name, _)| name.kind == kind && name.number == number)
+    }
+
+    /// Its devices, and what went through them.
+    #[must_use]
+    pub fn devices(&self) -> Vec<DeviceStatus> {
+        let core = self.shared.lock();
+        let status = |(name, device): &(Name, Box<dyn Plugged>)| DeviceStatus {
+            kind: name.kind,
+            number: name.number,
+            connected: device.is_connected(),
+            figures: device.figures(),
+        };
+        core.devices.iter().map(status).collect()
+    }
+
+    /// Tells `hears` of devices from now on, those first that are connected already.
+    pub fn on_device(&self, hears: OnDevice) {
+        let mut core = self.shared.lock();
+        for (name, _) in core.devices.iter().filter(|(_, device)| device.is_connected()) {
+            hears(name.kind, name.number, true);
+        }
+        core.on_device = Some(hears);
     }
 
     /// Asks the guest to shut down, by `control/shutdown`: `poweroff`, `reboot`, `suspend`.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use super::guest::{Guest, Notify as _};
 use crate::blkback::{self, Blkback, BlkbackFeatures};
 use crate::storage::{BlockBackend, SharedDisk};
-use crate::xenbus::{Driver, NodeList};
+use crate::xenbus::{Driver, Figures, NodeList};
 use janus_proto::xenbus::Handshake;
 
 /// How a disk is served.
@@ -41,11 +41,14 @@ pub(super) struct DiskDriver<G: Guest> {
     image: SharedDisk,
     options: DiskOptions,
     queues: Vec<Arc<Queue<G>>>,
+    /// What went through queues that are gone.
+    past: Figures,
 }
 
 impl<G: Guest> DiskDriver<G> {
     pub(super) fn new(guest: G, image: Box<dyn BlockBackend + Send>, options: DiskOptions) -> Self {
-        Self { guest, image: SharedDisk::new(image), options, queues: Vec::new() }
+        let (queues, past) = (Vec::new(), Figures::default());
+        Self { guest, image: SharedDisk::new(image), options, queues, past }
     }
 
     fn open(&self, frontend: &blkback::Frontend) -> Result<Arc<Queue<G>>, String> {
@@ -109,6 +112,21 @@ impl<G: Guest> Driver for DiskDriver<G> {
         Ok(blkback::detail_nodes(self.options.features, &self.image))
     }
     fn release(&mut self) {
+        self.past = self.figures();
         self.queues.clear();
+    }
+    fn figures(&self) -> Figures {
+        let mut sum = self.past;
+        for queue in &self.queues {
+            let counters = queue.back.lock().unwrap_or_else(PoisonError::into_inner).counters();
+            sum += Figures {
+                requests: counters.requests,
+                errors: counters.errors,
+                bytes_out: counters.bytes_written,
+                bytes_in: counters.bytes_read,
+                received: 0,
+            };
+        }
+        sum
     }
 }

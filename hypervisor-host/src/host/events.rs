@@ -8,8 +8,9 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
-use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
 /// What is waited for, or what happened.
 pub type Interest = epoll::EventFlags;
@@ -33,6 +34,8 @@ struct State {
     thread: Option<JoinHandle<()>>,
     /// Called at each wake-up.
     on_wake: Vec<Callback>,
+    /// No thread is started: see [`EventLoop::run_until`].
+    by_hand: bool,
 }
 
 struct Shared {
@@ -104,9 +107,16 @@ impl Shared {
     fn run(&self) {
         let mut events = Vec::with_capacity(BATCH);
         while !self.stopping.load(Ordering::SeqCst) {
-            events.clear();
-            // It fails when a signal comes, and then there is nothing.
-            let _ = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), None);
+            self.turn(&mut events, None);
+        }
+    }
+
+    /// Waits once, and calls whom it concerns.
+    fn turn(&self, events: &mut Vec<epoll::Event>, most: Option<&Timespec>) {
+        events.clear();
+        // It fails when a signal comes, and then there is nothing.
+        let _ = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), most);
+        {
             for epoll::Event { flags, data, .. } in events.iter().copied() {
                 if data.u64() == WAKE {
                     let _ = rustix::io::read(&self.wake, &mut [0; 8]);
@@ -136,6 +146,33 @@ impl EventLoop {
         let (stopping, woken) = (AtomicBool::new(false), AtomicBool::new(false));
         let state = Mutex::default();
         Ok(Self { shared: Arc::new(Shared { epoll, wake, stopping, woken, state }) })
+    }
+
+    /// A loop without a thread: it runs inside [`Self::run_until`] only.
+    ///
+    /// # Errors
+    /// The host has no file descriptor left.
+    pub fn by_hand() -> io::Result<Self> {
+        let this = Self::new()?;
+        this.shared.lock().by_hand = true;
+        Ok(this)
+    }
+
+    /// Runs the loop on the calling thread until `is_done`, which is asked after every turn, or `deadline`.
+    /// Another thread that changes what `is_done` says calls [`Self::wake`].
+    pub fn run_until(&self, deadline: Option<Instant>, is_done: impl Fn() -> bool) {
+        let mut events = Vec::with_capacity(BATCH);
+        while !is_done() {
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return;
+            }
+            let most = left.map(|left| Timespec {
+                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            });
+            self.shared.turn(&mut events, most.as_ref());
+        }
     }
 
     /// Calls `callback` whenever there is something of `interest` (or an error) at `fd`.
@@ -168,7 +205,7 @@ impl EventLoop {
     }
 
     fn start(&self, state: &mut State) -> io::Result<()> {
-        if state.thread.is_none() {
+        if state.thread.is_none() && !state.by_hand {
             let shared = Arc::clone(&self.shared);
             let thread = std::thread::Builder::new().name("events".into());
             state.thread = Some(thread.spawn(move || shared.run())?);

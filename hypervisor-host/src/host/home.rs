@@ -78,12 +78,12 @@ pub(super) fn make(
     writer.directory(&libxl, vec![Permission { access: Access::None, domain: host }])?;
     writer.write(&format!("{libxl}/type"), "pv")?;
     writer.directory(&root, readable())?;
-    let memory = identity.memory_kib.to_string();
+    let (memory, most) = (identity.memory_kib.to_string(), identity.max_memory_kib.to_string());
     for (name, value) in [
         ("vm", vm.as_str()),
         ("name", &identity.name),
         ("domid", &guest.to_string()),
-        ("memory/static-max", &memory),
+        ("memory/static-max", &most),
         ("memory/target", &memory),
         ("memory/videoram", "0"),
         ("control/platform-feature-multiprocessor-suspend", "1"),

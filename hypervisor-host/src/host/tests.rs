@@ -119,6 +119,7 @@ pub(super) fn devices(guest: &FakeGuest, console: Vec<Endpoint>) -> Host<FakeGue
         name: "test".into(),
         uuid: [0x12; 16],
         memory_kib: 65_536,
+        max_memory_kib: 65_536,
         vcpus: 2,
         rings: (78, 77),
     };

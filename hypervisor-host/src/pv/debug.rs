@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use janus_proto::abi::xen::Errno;
-use janus_proto::addr::{Mfn, PAGE_SIZE};
+use janus_proto::addr::{GrantRef, Mfn, PAGE_SIZE};
 
 use super::domain::Domain;
 use super::report::WalkStep;
@@ -55,6 +55,18 @@ impl Domain {
         self.each_page(vcpu, address, bytes.len(), |words, offset, range| {
             bytes.get(range).is_some_and(|part| copy_in(words, offset, part))
         })
+    }
+
+    /// The page tables' entries for an address, from the top.
+    #[must_use]
+    pub fn walk(&self, vcpu: usize, address: u64) -> Vec<WalkStep> {
+        self.space.walk(vcpu, address)
+    }
+
+    /// Grants that the host uses: reference, frame, and how many read and write.
+    #[must_use]
+    pub fn grants_in_use(&self) -> Vec<(GrantRef, Mfn, u32, u32)> {
+        self.grants.pins()
     }
 
     fn each_page(

@@ -3,29 +3,33 @@
 //! The virtual CPUs' threads, the backends and the toolstack share it. A backend binds an event channel to a function
 //! and maps grants; nothing here knows what a device is.
 
+mod pausing;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use janus_proto::abi::xen::sched::ShutdownReason;
 use janus_proto::abi::xen::{Errno, VmAssist};
 use janus_proto::addr::{DomId, Mfn, Port};
 use janus_proto::pvclock;
 
+use self::pausing::{Standing, bit};
 use super::cpu::Cpu;
-use super::debug::{BREAKPOINT, DEBUG, Debugger};
+use super::debug::Debugger;
 use super::events::{Events, Handler};
 use super::grant::{GrantTable, Grants};
-use super::report::{Cause, CpuState, Report};
+use super::report::{Cause, Report};
 use super::run;
 use super::sched::WATCHDOGS;
 use super::space::Space;
 use super::stats::{CallStats, Stats};
 use super::timers::{self, Clock, NEVER};
 use super::vcpu_info::{LEGACY_MAX_VCPUS, VcpuShared};
-use crate::engine::{EngineError, Fault, Registers, Vcpu};
+use crate::engine::{EngineError, Registers, Vcpu};
 use crate::machine::ram::Ram;
 
 /// What a domain is made of: the builder's result, and the toolstack's choices.
@@ -80,6 +84,8 @@ pub(crate) mod attention {
     pub(crate) const PAUSE: u32 = 1;
     /// Leave for good.
     pub(crate) const END: u32 = 2;
+    /// Stop the CPUs that [`Domain::hold`](super::Domain::hold) names.
+    pub(crate) const HOLD: u32 = 4;
 }
 
 #[derive(Debug, Default)]
@@ -92,8 +98,18 @@ struct Life {
     end: Option<(EndReason, Option<usize>)>,
     ended: Option<Arc<Ended>>,
     report: Report,
-    /// The registers of CPUs that stand still; changes are taken over when they go on.
-    registers: Vec<(usize, CpuState)>,
+    /// The CPUs that stand still; changes of their registers are taken over when they go on.
+    registers: Vec<Standing>,
+    on_end: Vec<OnEnd>,
+}
+
+/// Hears of the end, or of a time.
+struct OnEnd(Box<dyn FnOnce() + Send>);
+
+impl fmt::Debug for OnEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OnEnd")
+    }
 }
 
 /// Who gets what the guest writes to the hypervisor's own console.
@@ -111,6 +127,12 @@ pub struct Domain {
     pub(crate) space: Arc<dyn Space>,
     pub(crate) clock: Clock,
     attention: AtomicU32,
+    later: Mutex<Option<OnEnd>>,
+    later_at: AtomicU64,
+    /// Bits of CPUs that stand still while others run.
+    held: AtomicU32,
+    /// Bits of CPUs that run one instruction.
+    stepping: AtomicU32,
     assists: AtomicU32,
     shutdown_code: Mutex<Option<ShutdownReason>>,
     watchdogs: Mutex<[u64; WATCHDOGS]>,
@@ -230,6 +252,10 @@ impl Domain {
             space,
             clock: Clock::new(setup.vcpus > 1),
             attention: AtomicU32::new(0),
+            later: Mutex::new(None),
+            later_at: AtomicU64::new(NEVER),
+            held: AtomicU32::new(0),
+            stepping: AtomicU32::new(0),
             assists: AtomicU32::new(0),
             shutdown_code: Mutex::new(None),
             watchdogs: Mutex::new([NEVER; WATCHDOGS]),
@@ -322,8 +348,11 @@ impl Domain {
         life.end = Some((reason, vcpu));
         self.attention.fetch_or(attention::END, Ordering::SeqCst);
         self.finish_if_over(&mut life);
+        let heard =
+            if life.ended.is_some() { std::mem::take(&mut life.on_end) } else { Vec::new() };
         drop(life);
         self.changed.notify_all();
+        heard.into_iter().for_each(|OnEnd(hears)| hears());
         for (index, shared) in self.vcpus.iter().enumerate() {
             if Some(index) != vcpu {
                 shared.wake();
@@ -343,58 +372,50 @@ impl Domain {
         }
     }
 
+    /// Calls `action` on the first CPU's thread once so much time has passed, if the domain still runs then: for what a
+    /// guest that ends at once shall not pay for. The last call counts.
+    pub fn at_later(&self, delay: Duration, action: Box<dyn FnOnce() + Send>) {
+        let delay = u64::try_from(delay.as_nanos()).unwrap_or(NEVER);
+        *self.later.lock().unwrap_or_else(PoisonError::into_inner) = Some(OnEnd(action));
+        self.later_at.store(timers::now().saturating_add(delay), Ordering::SeqCst);
+        self.vcpu(0).wake();
+    }
+
+    /// When that is.
+    pub(crate) fn later(&self) -> u64 {
+        self.later_at.load(Ordering::Relaxed)
+    }
+
+    /// It is time.
+    pub(crate) fn run_later(&self) {
+        self.later_at.store(NEVER, Ordering::SeqCst);
+        let action = self.later.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(OnEnd(action)) = action {
+            action();
+        }
+    }
+
+    /// Calls `hears` once all CPUs have stopped for good, at once if they have; from any thread, with no lock held.
+    pub fn on_end(&self, hears: Box<dyn FnOnce() + Send>) {
+        let mut life = self.life();
+        if life.ended.is_none() {
+            life.on_end.push(OnEnd(hears));
+        } else {
+            drop(life);
+            hears();
+        }
+    }
+
     /// How it ended, if it has.
     #[must_use]
     pub fn ended(&self) -> Option<Arc<Ended>> {
         self.life().ended.clone()
     }
 
-    /// Stops all CPUs, and returns when they stand still. Each call wants its own [`Self::unpause`].
-    /// Not to be called by a handler.
-    pub fn pause(&self) {
-        let mut life = self.life();
-        life.pauses += 1;
-        self.attention.fetch_or(attention::PAUSE, Ordering::SeqCst);
-        for shared in self.vcpus.iter() {
-            shared.wake();
-        }
-        while life.standing < life.threads && life.ended.is_none() {
-            life = self.changed.wait(life).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// Takes one [`Self::pause`] back.
-    pub fn unpause(&self) {
-        let mut life = self.life();
-        life.pauses = life.pauses.saturating_sub(1);
-        if life.pauses == 0 {
-            self.attention.fetch_and(!attention::PAUSE, Ordering::SeqCst);
-            self.changed.notify_all();
-        }
-    }
-
-    /// A thread of a CPU stands still while the domain is paused. Others may change its registers meanwhile.
-    pub(crate) fn stand(&self, vcpu: usize, state: &mut CpuState) {
-        let mut life = self.life();
-        if life.pauses == 0 {
-            return;
-        }
-        life.standing += 1;
-        life.registers.push((vcpu, *state));
-        self.changed.notify_all();
-        while life.pauses > 0 && life.end.is_none() {
-            life = self.changed.wait(life).unwrap_or_else(PoisonError::into_inner);
-        }
-        life.standing -= 1;
-        if let Some(place) = life.registers.iter().position(|(index, _)| *index == vcpu) {
-            *state = life.registers.swap_remove(place).1;
-        }
-    }
-
-    /// Looks at, or changes, the registers of a CPU of a domain that is paused; `None`: it is not.
-    pub fn registers<R>(&self, vcpu: usize, with: impl FnOnce(&mut CpuState) -> R) -> Option<R> {
-        let mut life = self.life();
-        life.registers.iter_mut().find(|(index, _)| *index == vcpu).map(|(_, state)| with(state))
+    /// Whether the guest has started this CPU.
+    #[must_use]
+    pub fn is_up(&self, vcpu: usize) -> bool {
+        self.vcpus.get(vcpu).is_some_and(VcpuShared::is_up)
     }
 
     /// Threads of CPUs are about to run.
@@ -408,8 +429,11 @@ impl Domain {
         life.threads = life.threads.saturating_sub(1);
         add(&mut life.report);
         self.finish_if_over(&mut life);
+        let heard =
+            if life.ended.is_some() { std::mem::take(&mut life.on_end) } else { Vec::new() };
         drop(life);
         self.changed.notify_all();
+        heard.into_iter().for_each(|OnEnd(hears)| hears());
     }
 
     fn finish_if_over(&self, life: &mut Life) {
@@ -486,9 +510,12 @@ impl Domain {
         self.vcpus.len()
     }
 
-    /// Something wants the CPUs' threads: see [`attention`].
-    pub(crate) fn attention(&self) -> u32 {
-        self.attention.load(Ordering::SeqCst)
+    /// Something wants the thread of this CPU: see [`attention`].
+    pub(crate) fn attention_of(&self, vcpu: usize) -> u32 {
+        let attention = self.attention.load(Ordering::SeqCst);
+        let held =
+            attention & attention::HOLD != 0 && self.held.load(Ordering::SeqCst) & bit(vcpu) != 0;
+        if held { attention } else { attention & !attention::HOLD }
     }
 
     /// Whether it ends in a way that is to be explained.
@@ -498,7 +525,7 @@ impl Domain {
 
     /// Whether it is ending: whoever works for it may stop.
     pub(crate) fn is_ending(&self) -> bool {
-        self.attention() & attention::END != 0
+        self.attention.load(Ordering::SeqCst) & attention::END != 0
     }
 
     /// Whether the guest has this assist on.
@@ -547,29 +574,6 @@ impl Domain {
         watchdogs.iter().copied().min().unwrap_or(NEVER)
     }
 
-    /// Sends debug exceptions and breakpoints there from now on, not to the guest; `None`: to the guest again.
-    pub fn set_debugger(&self, debugger: Option<Debugger>) {
-        *self.debugger.lock().unwrap_or_else(PoisonError::into_inner) = debugger;
-    }
-
-    /// Stops the domain for its debugger; `false`: it has none, or that is none of its exceptions.
-    pub(crate) fn stop_for_debugger(&self, vcpu: usize, fault: Fault) -> bool {
-        if !matches!(fault.vector, DEBUG | BREAKPOINT) {
-            return false;
-        }
-        let debugger = self.debugger.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(Debugger(hears)) = debugger else { return false };
-        let mut life = self.life();
-        life.pauses += 1;
-        self.attention.fetch_or(attention::PAUSE, Ordering::SeqCst);
-        drop(life);
-        for (_, shared) in self.vcpus.iter().enumerate().filter(|(index, _)| *index != vcpu) {
-            shared.wake();
-        }
-        hears(vcpu, fault);
-        true
-    }
-
     /// Sends what the guest writes to the hypervisor's console there.
     pub fn set_debug_output(&self, output: DebugOutput) {
         *self.debug_output.lock().unwrap_or_else(PoisonError::into_inner) = Some(output);
@@ -600,6 +604,13 @@ impl Domain {
         if let Some(words) = page.and_then(|words| words.get(WALL_CLOCK)) {
             pvclock::write_wall_clock(words, timers::wall_clock_base());
         }
+    }
+
+    /// TSC ticks as nanoseconds.
+    #[must_use]
+    pub fn nanoseconds(&self, ticks: u64) -> u64 {
+        let info = self.clock.info();
+        pvclock::scale(ticks, info.tsc_to_system_mul, info.tsc_shift)
     }
 
     /// What it has done so far.

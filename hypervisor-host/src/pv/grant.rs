@@ -241,7 +241,18 @@ impl GrantTable {
         self.release(reference, access);
     }
 
-    /// References in use by others.
+    /// References that are in use: frame, readers and writers of each.
+    pub(crate) fn pins(&self) -> Vec<(GrantRef, Mfn, u32, u32)> {
+        let state = self.lock();
+        let pin = |(reference, pin): (&u32, &Pin)| {
+            (GrantRef(*reference), pin.frame, pin.readers, pin.writers)
+        };
+        let mut pins: Vec<_> = state.pins.iter().map(pin).collect();
+        pins.sort();
+        pins
+    }
+
+    /// References that are in use.
     #[must_use]
     pub fn in_use(&self) -> usize {
         self.lock().pins.len()

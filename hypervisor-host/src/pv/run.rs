@@ -9,7 +9,8 @@ use janus_proto::abi::xen::trap::{ContextFlags, VcpuGuestContext};
 use janus_proto::abi::xen::vcpu::{Runstate, XEN_RUNSTATE_UPDATE};
 use janus_proto::pvclock;
 
-use super::cpu::{Cpu, Over};
+use super::cpu::{Cpu, Over, RFLAGS_TF};
+use super::debug::DEBUG;
 use super::domain::{Domain, EndReason, attention};
 use super::emulate;
 use super::hypercall;
@@ -18,6 +19,7 @@ use super::space::Resolution;
 use super::timers::{self, NEVER, now};
 use super::traps::{self, GENERAL_PROTECTION, INVALID_OPCODE, PAGE_FAULT};
 use super::vcpu_info::Mode;
+use crate::engine::monitor::TOP as LOWER_END;
 use crate::engine::{EngineError, Exit, Fault};
 
 /// Says that a thread has left, whatever made it leave.
@@ -85,7 +87,7 @@ fn go(cpu: &mut Cpu) -> Result<(), Over> {
 fn turn(cpu: &mut Cpu) -> Result<(), Over> {
     // The mode first, then the look: see `vcpu_info`.
     cpu.shared().set_mode(Mode::Guest);
-    if cpu.domain.attention() != 0 || !cpu.shared().is_up() {
+    if cpu.domain.attention_of(cpu.index) != 0 || !cpu.shared().is_up() {
         cpu.shared().set_mode(Mode::Host);
         return Ok(());
     }
@@ -101,10 +103,11 @@ fn turn(cpu: &mut Cpu) -> Result<(), Over> {
         }
     }
     cpu.keep_time();
-    if cpu.has_nmi() && cpu.shared().take_nmi() {
+    let steps = cpu.domain.steps(cpu.index);
+    if !steps && cpu.has_nmi() && cpu.shared().take_nmi() {
         traps::nmi(cpu)?;
     }
-    if cpu.shared().is_deliverable() {
+    if !steps && cpu.shared().is_deliverable() {
         traps::upcall(cpu)?;
     }
     let deadline = (deadline != NEVER).then_some(deadline);
@@ -113,8 +116,16 @@ fn turn(cpu: &mut Cpu) -> Result<(), Over> {
         cpu.armed = deadline;
     }
     cpu.show_info();
+    if steps {
+        return step(cpu);
+    }
     let exit = cpu.engine.run(&mut cpu.state.registers);
     cpu.shared().set_mode(Mode::Host);
+    leave(cpu, exit)
+}
+
+/// Does what the guest came out for.
+fn leave(cpu: &mut Cpu, exit: Result<Exit, EngineError>) -> Result<(), Over> {
     match exit {
         Ok(Exit::Hypercall | Exit::Syscall) if cpu.state.kernel_mode => hypercall::enter(cpu),
         Ok(Exit::Hypercall | Exit::Syscall) => Ok(traps::user_syscall(cpu)?),
@@ -124,6 +135,35 @@ fn turn(cpu: &mut Cpu) -> Result<(), Over> {
         Err(_) if cpu.domain.is_ending() => Ok(()),
         Err(error) => Err(Over(EndReason::Engine(error), None)),
     }
+}
+
+/// One instruction, for a debugger: by the trap flag, and over whatever a process cannot do in one (a hypercall by its
+/// gate is outside of the guest, and one that is emulated has no trap of its own).
+fn step(cpu: &mut Cpu) -> Result<(), Over> {
+    let before = cpu.state.registers.rip;
+    let is_guests = before < LOWER_END;
+    if is_guests {
+        cpu.state.registers.rflags |= RFLAGS_TF;
+    }
+    let exit = cpu.engine.run(&mut cpu.state.registers);
+    cpu.shared().set_mode(Mode::Host);
+    cpu.state.registers.rflags &= !RFLAGS_TF;
+    match exit {
+        Ok(Exit::Fault(Fault { vector: DEBUG, .. })) => {
+            // Inside the engine's gate: it goes on from there, to the end of the hypercall.
+            if cpu.state.registers.rip >= LOWER_END {
+                return Ok(());
+            }
+        }
+        exit => {
+            leave(cpu, exit)?;
+            if cpu.state.registers.rip == before || cpu.domain.is_ending() {
+                return Ok(());
+            }
+        }
+    }
+    cpu.domain.stepped(cpu.index);
+    Ok(())
 }
 
 /// An exception: maps, emulates, or tells the guest.
@@ -149,8 +189,10 @@ impl Cpu {
 
     /// Stands still while the domain is paused.
     pub(crate) fn attend(&mut self) {
-        if self.domain.attention() & attention::PAUSE != 0 {
-            self.domain.stand(self.index, &mut self.state);
+        if self.domain.attention_of(self.index) & (attention::PAUSE | attention::HOLD) != 0 {
+            let debugged = self.domain.has_debugger();
+            let fpu = if debugged { self.engine.fpu().unwrap_or_default() } else { Vec::new() };
+            self.domain.stand(self.index, &mut self.state, fpu);
         }
     }
 
@@ -161,7 +203,9 @@ impl Cpu {
 
     /// Tells the engine where the `vcpu_info` is, unless a return to the guest means more than what is in there.
     fn show_info(&mut self) {
-        let is_simple = !self.domain.assists(VmAssist::ARCHITECTURAL_IOPL);
+        // Nor while it steps: what the engine answers has no end that could be noticed.
+        let is_simple =
+            !self.domain.assists(VmAssist::ARCHITECTURAL_IOPL) && !self.domain.steps(self.index);
         let info = is_simple.then(|| self.shared().info_address());
         if self.shown_info != info {
             self.engine.show_info(info);
@@ -172,11 +216,14 @@ impl Cpu {
     /// When this CPU has to look at its timers.
     pub(crate) fn deadline(&self) -> u64 {
         let own = self.shared().timers.deadline();
-        if self.index == 0 { own.min(self.domain.watchdog()) } else { own }
+        if self.index == 0 { own.min(self.domain.watchdog()).min(self.domain.later()) } else { own }
     }
 
     /// Sends what is due.
     pub(crate) fn fire_timers(&mut self, now: u64) {
+        if self.index == 0 && self.domain.later() <= now {
+            self.domain.run_later();
+        }
         if self.shared().timers.take_due(now) {
             self.domain.events.raise_virq(Virq::TIMER, self.index);
         }
@@ -255,7 +302,7 @@ impl Cpu {
         let info = self.runstate.info();
         self.shared().set_runstate(info);
         self.shared().set_mode(Mode::Offline);
-        while !self.shared().is_up() && self.domain.attention() == 0 {
+        while !self.shared().is_up() && self.domain.attention_of(self.index) == 0 {
             thread::park();
         }
         self.shared().set_mode(Mode::Host);

@@ -342,6 +342,14 @@ pub(super) fn image(results: &Results, elf: &Path) {
     entry(results, "linux-loader", &mut command, 8);
 }
 
+/// The built VMM from the outside.
+pub(super) fn outside(results: &Results, program: &Path, elf: &Path) {
+    let mut command = cargo();
+    command.env("JANUS_PROGRAM", program).env("JANUS_IMAGE", elf);
+    command.args(["test", "--locked", "-p", "janus-tests", "--test", "outside"]);
+    entry(results, "janus from the outside", &mut command, 8);
+}
+
 /// Formatting, lints and the project's own rules.
 pub(super) fn source_rules(results: &Results) {
     entry(results, "cargo fmt --check", cargo().args(["fmt", "--all", "--check"]), 2);

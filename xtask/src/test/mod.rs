@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 
 use crate::matrix::{self, Selection};
 use crate::results::Results;
-use crate::{disk, guest, packages};
+use crate::{disk, guest, packages, vmm};
 
 /// A level of tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -28,12 +28,22 @@ pub(crate) enum Level {
     Fuzz,
     /// The built image through the loader of other monitors.
     Image,
+    /// The built VMM from the outside: control, configuration, gdb.
+    Cli,
     /// The guest in every kind of machine.
     Matrix,
 }
 
-const LEVELS: [Level; 7] =
-    [Level::Host, Level::Loom, Level::Miri, Level::Abi, Level::Fuzz, Level::Image, Level::Matrix];
+const LEVELS: [Level; 8] = [
+    Level::Host,
+    Level::Loom,
+    Level::Miri,
+    Level::Abi,
+    Level::Fuzz,
+    Level::Image,
+    Level::Cli,
+    Level::Matrix,
+];
 
 /// Runs the tests.
 #[derive(Clone, Debug, Default, Args)]
@@ -83,6 +93,7 @@ pub(crate) fn ci() -> Result<ExitCode> {
         packages::CLOUD,
         packages::HEADERS,
         packages::FILE_SYSTEMS,
+        packages::GDB,
     ])?;
     let arguments = TestArguments::default();
     host::source_rules(&results);
@@ -109,6 +120,10 @@ fn levels(arguments: &TestArguments, results: &Results, seed: u64) -> Result<()>
             Level::Abi => host::abi(results),
             Level::Fuzz => host::fuzz(results),
             Level::Image => host::image(results, &guest::build(guest::DEFAULT_IMAGE)?),
+            Level::Cli => {
+                packages::ensure(&[packages::GDB])?;
+                host::outside(results, &vmm::build()?, &guest::build(guest::DEFAULT_IMAGE)?);
+            }
             Level::Matrix => guests(arguments, results)?,
         }
     }

@@ -32,6 +32,12 @@ impl SharedMemory {
         Arc::new(Self { memory: Mutex::new(memory), ram })
     }
 
+    /// Frames that the guest has now.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner).pages()
+    }
+
     /// The frames.
     #[must_use]
     pub fn ram(&self) -> &Arc<Ram> {
