@@ -311,7 +311,11 @@ guest_test! {
                 smp::stop(CpuId(1)).await?;
                 test.equal("CPUs in use", smp::online(), 1);
                 let before = ROUNDS.load(Ordering::Relaxed);
-                time::sleep(Duration::from_millis(20)).await;
+                // However slow the machine is: they go on at some time.
+                let stopped = time::now();
+                while ROUNDS.load(Ordering::Relaxed) == before && stopped.elapsed() < PATIENCE {
+                    time::sleep(Duration::from_millis(1)).await;
+                }
                 test.check(ROUNDS.load(Ordering::Relaxed) > before, "the tasks stand still");
                 test.equal("CPUs in use again", smp::start().await, 2);
             }
