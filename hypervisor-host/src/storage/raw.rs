@@ -77,8 +77,12 @@ impl Map {
 
     fn read(&self, start: usize, pieces: &[Piece<'_>]) -> io::Result<()> {
         let mut at = start;
+        let last = start.saturating_add(length(pieces));
         for piece in pieces {
-            self.hint(at.saturating_add(AHEAD));
+            // What lies beyond the request is only in the way.
+            if at.saturating_add(AHEAD) < last {
+                self.hint(at + AHEAD);
+            }
             let end = at.checked_add(piece.len()).filter(|end| *end <= self.len);
             let end = end.ok_or(io::ErrorKind::UnexpectedEof)?;
             // SAFETY: `at..end` is inside of the mapping, which stays as long as `self`.
