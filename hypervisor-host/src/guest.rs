@@ -153,12 +153,13 @@ pub struct Guest {
     first: Mutex<Option<FirstCpu>>,
 }
 
-fn image(disk: &DiskFile) -> Result<Image, GuestError> {
+/// Opens a disk.
+pub(crate) fn image(disk: &DiskFile) -> Result<Image, GuestError> {
     open(disk).map_err(|error| GuestError::Disk(disk.file.clone(), error))
 }
 
 /// A UUID that is as good as random: of this process and this moment.
-fn uuid() -> [u8; 16] {
+pub(crate) fn uuid() -> [u8; 16] {
     let mut bytes = [0; 16];
     if File::open("/dev/urandom")
         .and_then(|mut file| io::Read::read_exact(&mut file, &mut bytes))
@@ -181,6 +182,60 @@ fn in_lower_half(entry: u64) -> Result<(), Cause> {
 
 fn read(path: &Path) -> Result<Contents, GuestError> {
     Contents::of(path).map_err(|error| GuestError::File(path.to_owned(), error))
+}
+
+/// What is around a domain: its store, console and devices, and the networks of its cards. The frames of its console's
+/// and its store's ring are `rings`, and `disks` the images of the description's.
+pub(crate) fn surround(
+    domain: &Arc<Domain>,
+    description: &Description,
+    rings: (u64, u64),
+    disks: Vec<Image>,
+    console: Vec<Endpoint>,
+) -> Result<(Host, Vec<UserNet>), GuestError> {
+    let max_memory_mib = description.max_memory_mib.max(description.memory_mib);
+    let identity = Identity {
+        name: description.name.clone(),
+        uuid: domain.uuid(),
+        memory_kib: description.memory_mib * 1024,
+        max_memory_kib: max_memory_mib * 1024,
+        vcpus: description.vcpus,
+        rings,
+    };
+    let host = Host::with_console(domain, &identity, console)?;
+    if let Some(socket) = &description.store_socket {
+        host.listen_store(socket)?;
+    }
+    let numbers = (FIRST_DISK..).step_by(DISK_STEP as usize);
+    for ((number, disk), image) in numbers.zip(&description.disks).zip(disks) {
+        // Direct I/O waits for the device, and the guest's CPU shall not.
+        let options = DiskOptions { worker: disk.direct, ..DiskOptions::default() };
+        host.plug_disk_with(disk.number.unwrap_or(number), image, options)?;
+    }
+    let mut networks = Vec::new();
+    for (handle, card) in (0u32..).zip(&description.networks) {
+        let [a, b, c, ..] = domain.uuid();
+        // Xen's own prefix.
+        let own = [0x00, 0x16, 0x3e, a & 0x7f, b, c.wrapping_add(handle.to_le_bytes()[0])];
+        let mac = card.mac.unwrap_or(own);
+        let config = match &card.kind {
+            NetworkKind::User(config) => config,
+            NetworkKind::Tap(name) => {
+                host.plug_tap(handle, mac, name)?;
+                continue;
+            }
+        };
+        host.plug_card(handle, mac, |bell| {
+            let (network, backend) = UserNet::start(config.clone(), Arc::new(move || bell.ring()))?;
+            networks.push(network);
+            Ok(Box::new(backend) as Network)
+        })
+        .map_err(|error| match error {
+            PlugError::Network(error) => GuestError::Network(error),
+            PlugError::Host(error) => GuestError::Host(error),
+        })?;
+    }
+    Ok((host, networks))
 }
 
 impl Guest {
@@ -225,48 +280,8 @@ impl Guest {
         let engines =
             Monitor::new(Arc::clone(&setup.ram), setup.vcpus).map_err(GuestError::Engine)?;
         let domain = Domain::new(&setup, memory.clone()).map_err(GuestError::Domain)?;
-        let identity = Identity {
-            name: description.name.clone(),
-            uuid: setup.uuid,
-            memory_kib: description.memory_mib * 1024,
-            max_memory_kib: max_memory_mib * 1024,
-            vcpus: description.vcpus,
-            rings: (built.console.0, built.store.0),
-        };
-        let host = Host::with_console(&domain, &identity, console)?;
-        if let Some(socket) = &description.store_socket {
-            host.listen_store(socket)?;
-        }
-        let numbers = (FIRST_DISK..).step_by(DISK_STEP as usize);
-        for ((number, disk), image) in numbers.zip(&description.disks).zip(disks?) {
-            // Direct I/O waits for the device, and the guest's CPU shall not.
-            let options = DiskOptions { worker: disk.direct, ..DiskOptions::default() };
-            host.plug_disk_with(disk.number.unwrap_or(number), image, options)?;
-        }
-        let mut networks = Vec::new();
-        for (handle, card) in (0u32..).zip(&description.networks) {
-            let [a, b, c, ..] = setup.uuid;
-            // Xen's own prefix.
-            let own = [0x00, 0x16, 0x3e, a & 0x7f, b, c.wrapping_add(handle.to_le_bytes()[0])];
-            let mac = card.mac.unwrap_or(own);
-            let config = match &card.kind {
-                NetworkKind::User(config) => config,
-                NetworkKind::Tap(name) => {
-                    host.plug_tap(handle, mac, name)?;
-                    continue;
-                }
-            };
-            host.plug_card(handle, mac, |bell| {
-                let (network, backend) =
-                    UserNet::start(config.clone(), Arc::new(move || bell.ring()))?;
-                networks.push(network);
-                Ok(Box::new(backend) as Network)
-            })
-            .map_err(|error| match error {
-                PlugError::Network(error) => GuestError::Network(error),
-                PlugError::Host(error) => GuestError::Host(error),
-            })?;
-        }
+        let rings = (built.console.0, built.store.0);
+        let (host, networks) = surround(&domain, description, rings, disks?, console)?;
         if description.paused {
             domain.pause();
         }

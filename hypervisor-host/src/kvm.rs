@@ -16,7 +16,8 @@ pub mod probe;
 mod registers;
 pub mod stats;
 mod vcpu;
+mod xen;
 
 pub use boot::Door;
 pub use guest::{Config, KvmError, KvmGuest};
-pub use machine::End;
+pub use machine::{DomainEnd, End};

@@ -1,14 +1,19 @@
 //! `janus run --engine kvm`: one guest of KVM on this terminal.
 
+use std::io::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use janus_proto::abi::xen::sched::ShutdownReason;
 
 use super::options::RunArguments;
 use super::outcome::{CRASHED, Cut, LEFT, LOST, REBOOT, TIMEOUT};
 use super::tail::{Out, Tail};
 use super::terminal;
-use crate::guest::Description;
-use crate::kvm::{Config, End, KvmGuest, probe};
+use crate::guest::{self, Description};
+use crate::host::Endpoint;
+use crate::kvm::{Config, DomainEnd, End, KvmGuest, probe};
+use crate::usernet::UserNet;
 use crate::virtio::Model;
 use crate::virtio::rng::Rng;
 
@@ -27,11 +32,34 @@ pub(super) fn once(arguments: &RunArguments, description: &Description) -> Resul
         huge_pages: arguments.hugepages,
         vcpus: description.vcpus,
         door: arguments.door.into(),
+        xen: arguments.xen.then(guest::uuid),
     };
+    let disks: Result<Vec<_>, _> = description.disks.iter().map(guest::image).collect();
+    let disks = disks.map_err(|error| error.to_string())?;
+    let without_xen = (!arguments.xen).then_some(description);
+    let models = models(without_xen).map_err(|error| format!("a virtio device: {error}"))?;
     let tail = Tail::default();
-    let models = models().map_err(|error| format!("a virtio device: {error}"))?;
-    let guest = KvmGuest::start(&config, models, Box::new(Out(tail.clone())));
+    let guest = KvmGuest::new(&config, models, Box::new(Out(tail.clone())));
     let guest = Arc::new(guest.map_err(|error| error.to_string())?);
+    let surroundings = match guest.domain() {
+        None => None,
+        Some((domain, rings)) => {
+            let hypervisor = tail.clone();
+            domain.set_debug_output(Box::new(move |bytes| {
+                let _ = Out(hypervisor.clone()).write_all(bytes);
+            }));
+            let console = vec![Endpoint::Writer(Box::new(Out(tail.clone())))];
+            let surroundings = guest::surround(domain, description, rings, disks, console);
+            Some(surroundings.map_err(|error| error.to_string())?)
+        }
+    };
+    if let Some((_, networks)) = &surroundings {
+        for (publish, address) in networks.iter().flat_map(UserNet::published) {
+            let (transport, port) = (publish.transport, publish.guest_port);
+            eprintln!("janus: {address} leads to the guest's {transport} port {port}");
+        }
+    }
+    guest.run().map_err(|error| error.to_string())?;
     let cut = Arc::new(Mutex::new(None));
     let end = {
         let (cut, guest) = (Arc::clone(&cut), Arc::clone(&guest));
@@ -40,12 +68,20 @@ pub(super) fn once(arguments: &RunArguments, description: &Description) -> Resul
             guest.destroy();
         }
     };
-    let typed = Arc::clone(&guest);
-    let terminal = terminal::attach(move |bytes| typed.type_bytes(bytes), end.clone());
+    let (typed, console) =
+        (Arc::clone(&guest), surroundings.as_ref().map(|(host, _)| host.console().clone()));
+    let type_bytes = move |bytes: &[u8]| match &console {
+        Some(console) => console.type_bytes(bytes),
+        None => typed.type_bytes(bytes),
+    };
+    let terminal = terminal::attach(type_bytes, end.clone());
     if let Some(time) = arguments.timeout {
         super::outcome::end_after(time, move || end(Cut::Timeout))?;
     }
     let ended = guest.wait();
+    if let Some((host, _)) = &surroundings {
+        host.console().close();
+    }
     drop(terminal);
     if arguments.stat {
         eprintln!("{:<24} {:>10}", "exit", "count");
@@ -57,8 +93,12 @@ pub(super) fn once(arguments: &RunArguments, description: &Description) -> Resul
     Ok(code_of(&ended, cut, &tail, arguments.timeout))
 }
 
-/// The virtio devices of a guest.
-fn models() -> std::io::Result<Vec<Box<dyn Model>>> {
+/// The virtio devices of a guest; one of Xen's has none.
+fn models(description: Option<&Description>) -> std::io::Result<Vec<Box<dyn Model>>> {
+    let Some(description) = description else { return Ok(Vec::new()) };
+    if !description.disks.is_empty() || !description.networks.is_empty() {
+        return Err(std::io::Error::other("disks and cards need --xen on this engine"));
+    }
     Ok(vec![Box::new(Rng::new()?)])
 }
 
@@ -67,6 +107,11 @@ fn code_of(ended: &End, cut: Option<Cut>, tail: &Tail, timeout: Option<Duration>
     let reported = tail.reported_exit();
     match (ended, cut) {
         (End::PowerOff, _) => reported.unwrap_or(0),
+        (End::Xen(DomainEnd::Shutdown(reason)), _) => match *reason {
+            ShutdownReason::POWEROFF | ShutdownReason::SUSPEND => reported.unwrap_or(0),
+            ShutdownReason::REBOOT => REBOOT,
+            _ => reported.filter(|code| *code != 0).unwrap_or(CRASHED),
+        },
         (End::Exit(value), _) if value & !EXIT_CODE == EXIT_MARK => {
             // There is room for small codes only; the report has all of it.
             let code = value & EXIT_CODE;
@@ -78,7 +123,7 @@ fn code_of(ended: &End, cut: Option<Cut>, tail: &Tail, timeout: Option<Duration>
             TIMEOUT
         }
         (End::Destroyed, Some(Cut::Left)) => LEFT,
-        (End::Exit(_) | End::Panicked | End::TripleFault(_), _) => {
+        (End::Exit(_) | End::Panicked | End::TripleFault(_) | End::Xen(_), _) => {
             eprintln!("janus: the guest crashed: {ended}");
             reported.filter(|code| *code != 0).unwrap_or(CRASHED)
         }
@@ -91,8 +136,6 @@ fn code_of(ended: &End, cut: Option<Cut>, tail: &Tail, timeout: Option<Duration>
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
-
     use super::*;
 
     #[test]
@@ -103,6 +146,8 @@ mod tests {
             (End::Exit(0x13), None, 3),
             (End::Exit(0x55), None, CRASHED),
             (End::Reset, None, REBOOT),
+            (End::Xen(DomainEnd::Shutdown(ShutdownReason::POWEROFF)), None, 0),
+            (End::Xen(DomainEnd::Shutdown(ShutdownReason::CRASH)), None, CRASHED),
             (End::Panicked, None, CRASHED),
             (End::TripleFault(0x1000), None, CRASHED),
             (End::Lost("x".into()), None, LOST),

@@ -45,6 +45,9 @@ pub(super) struct RunArguments {
     /// On KVM: by which protocol the kernel is entered.
     #[arg(long, value_enum, default_value = "any")]
     pub(super) door: DoorArgument,
+    /// On KVM: as a PVH guest of Xen's, with Xen's devices.
+    #[arg(long)]
+    pub(super) xen: bool,
     /// On KVM: memory in huge pages of the host.
     #[arg(long)]
     pub(super) hugepages: bool,

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use linux_loader::loader::bootparam::boot_params;
@@ -16,8 +17,8 @@ use linux_loader::loader::elf::start_info::{
 use linux_loader::loader::{BzImage, Elf, KernelLoader as _, KernelLoaderResult};
 use vm_memory::{Bytes as _, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
-use super::layout;
 use super::registers::{self, Entry};
+use super::{layout, xen};
 use crate::machine::ram::Ram;
 
 /// `XEN_HVM_START_MAGIC_VALUE`.
@@ -71,7 +72,8 @@ impl fmt::Display for LoadError {
         match self {
             Self::File(file, error) => write!(f, "{}: {error}", file.display()),
             Self::Kernel(file, error) => {
-                write!(f, "{}: not a kernel that fits here: {error}", file.display())
+                let file = file.display();
+                write!(f, "{file}: not a kernel, or too large for the guest's memory: {error}")
             }
             Self::NoEntry(file, entry) => {
                 write!(f, "{}: the kernel cannot be entered by {entry}", file.display())
@@ -91,7 +93,7 @@ impl fmt::Display for LoadError {
 impl std::error::Error for LoadError {}
 
 /// What is loaded.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Boot<'a> {
     pub(crate) kernel: &'a Path,
     pub(crate) module: Option<&'a Path>,
@@ -101,6 +103,10 @@ pub(crate) struct Boot<'a> {
     pub(crate) memory: u64,
     /// The ACPI tables, or none.
     pub(crate) acpi: &'a [u8],
+    /// Whether Xen's hypercalls are to come here, and not to KVM.
+    pub(crate) xen: bool,
+    /// Memory beyond it that is there for something else.
+    pub(crate) reserved: Range<u64>,
 }
 
 type Memory = GuestMemoryMmap<()>;
@@ -134,6 +140,9 @@ pub(crate) fn load(ram: &Ram, boot: &Boot<'_>) -> Result<Entry, LoadError> {
         let high = Some(GuestAddress(layout::HIGH));
         BzImage::load(&memory, None, &mut file, high).map_err(not)?
     };
+    if boot.xen {
+        redirect_hypercalls(&memory, loaded.kernel_end)?;
+    }
     let module = boot.module.map(|file| put_module(&memory, file, &loaded, boot)).transpose()?;
     put_command_line(&memory, boot.command_line)?;
     put(&memory, layout::ACPI, boot.acpi, "the ACPI tables")?;
@@ -144,19 +153,53 @@ pub(crate) fn load(ram: &Ram, boot: &Boot<'_>) -> Result<Entry, LoadError> {
     let rsdp = if boot.acpi.is_empty() { 0 } else { layout::ACPI };
     match by_pvh {
         Some(rip) => {
-            put_start_info(&memory, boot.memory, module, rsdp)?;
+            put_start_info(&memory, &map(boot.memory, &boot.reserved), module, rsdp)?;
             Ok(Entry::Pvh { rip, start_info: layout::START_INFO })
         }
         None if boot.door == Door::Pvh => {
             Err(LoadError::NoEntry(boot.kernel.to_owned(), "the PVH note, which it lacks"))
         }
         None => {
-            put_zero_page(&memory, &loaded, boot.memory, module, rsdp)?;
+            let map = map(boot.memory, &boot.reserved);
+            put_zero_page(&memory, &loaded, &map, module, rsdp)?;
             let offset = if loaded.setup_header.is_some() { BZIMAGE_ENTRY_64 } else { 0 };
             let rip = loaded.kernel_load.0.saturating_add(offset);
             Ok(Entry::Linux { rip, boot_params: layout::ZERO_PAGE })
         }
     }
+}
+
+/// Makes a Linux that calls Xen by the instruction of the processor's maker (since XSA-466; before that by a page that
+/// the hypervisor filled) write to [`xen::PORT`] instead: that instruction is KVM's. Such kernels have two functions of
+/// just this instruction, `xen_hypercall_amd` and `xen_hypercall_intel`, 16 bytes apart.
+fn redirect_hypercalls(memory: &Memory, end: u64) -> Result<(), LoadError> {
+    const PIECE: usize = 1 << 16;
+    let [low, _] = xen::PORT.to_le_bytes();
+    // out PORT, eax; nop
+    let write = [0xe7, low, 0x90];
+    let mut bytes = vec![0; PIECE + 16];
+    for start in (layout::HIGH..end).step_by(PIECE) {
+        let length = usize::try_from(end - start).unwrap_or(PIECE).min(PIECE + 16);
+        let piece = bytes.get_mut(..length).unwrap_or_default();
+        if memory.read_slice(piece, GuestAddress(start)).is_err() {
+            continue;
+        }
+        for (at, pair) in (start..).step_by(16).zip(piece.windows(32).step_by(16)) {
+            if is_hypercall_pair(pair) {
+                put(memory, at, &write, "the kernel")?;
+                put(memory, at + 16, &write, "the kernel")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether these are the two functions: `vmmcall` and `vmcall`, each with a return, or a jump to one, behind it.
+fn is_hypercall_pair(code: &[u8]) -> bool {
+    const RETURN: u8 = 0xc3;
+    const JUMP: u8 = 0xe9;
+    let is = |at: usize, last: u8| matches!(code.get(at..at + 4), Some([0x0f, 0x01, third, RETURN | JUMP]) if *third == last);
+    is(0, 0xd9) && is(16, 0xc1)
 }
 
 fn open(path: &Path) -> Result<File, LoadError> {
@@ -206,7 +249,7 @@ fn put_module(
 }
 
 /// The memory map: start, length, kind.
-fn map(bytes: u64) -> Vec<(u64, u64, u32)> {
+pub(crate) fn map(bytes: u64, reserved: &Range<u64>) -> Vec<(u64, u64, u32)> {
     let mut map =
         vec![(0, layout::LOW_END, USABLE), (layout::ACPI, layout::HIGH - layout::ACPI, RESERVED)];
     for range in layout::regions(bytes) {
@@ -214,6 +257,9 @@ fn map(bytes: u64) -> Vec<(u64, u64, u32)> {
         if start < range.end {
             map.push((start, range.end - start, USABLE));
         }
+    }
+    if !reserved.is_empty() {
+        map.push((reserved.start, reserved.end - reserved.start, RESERVED));
     }
     map
 }
@@ -224,14 +270,14 @@ fn words<T: vm_memory::ByteValued>(values: &[T]) -> Vec<u8> {
 
 fn put_start_info(
     memory: &Memory,
-    bytes: u64,
+    map: &[(u64, u64, u32)],
     module: Option<Module>,
     rsdp: u64,
 ) -> Result<(), LoadError> {
     const WHAT: &str = "PVH's start information";
-    let map: Vec<_> = map(bytes)
-        .into_iter()
-        .map(|(addr, size, type_)| hvm_memmap_table_entry { addr, size, type_, reserved: 0 })
+    let map: Vec<_> = map
+        .iter()
+        .map(|&(addr, size, type_)| hvm_memmap_table_entry { addr, size, type_, reserved: 0 })
         .collect();
     let modules: Vec<_> = module
         .iter()
@@ -260,7 +306,7 @@ fn put_start_info(
 fn put_zero_page(
     memory: &Memory,
     loaded: &KernelLoaderResult,
-    bytes: u64,
+    map: &[(u64, u64, u32)],
     module: Option<Module>,
     rsdp: u64,
 ) -> Result<(), LoadError> {
@@ -283,9 +329,8 @@ fn put_zero_page(
         params.hdr.ramdisk_size = u32::try_from(module.length).unwrap_or(0);
     }
     params.acpi_rsdp_addr = rsdp;
-    let map = map(bytes);
     params.e820_entries = u8::try_from(map.len()).unwrap_or(0);
-    for (place, (addr, size, kind)) in params.e820_table.iter_mut().zip(map) {
+    for (place, (addr, size, kind)) in params.e820_table.iter_mut().zip(map.iter().copied()) {
         (place.addr, place.size, place.r#type) = (addr, size, kind);
     }
     put(memory, layout::ZERO_PAGE, &words(&[params]), WHAT)?;

@@ -4,9 +4,13 @@
 
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use janus_proto::abi::xen::Errno;
+use janus_proto::addr::{DomId, Mfn};
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_msr_entry, kvm_pit_config,
     kvm_userspace_memory_region,
@@ -20,9 +24,11 @@ use super::machine::{End, Machine};
 use super::ports::Ports;
 use super::registers::{self, Entry};
 use super::stats::Exits;
+use super::xen::{self, Extra, Wanted, Xen};
 use super::{acpi, cpuid, layout, vcpu};
 use crate::host::Output;
 use crate::machine::ram::Ram;
+use crate::pv::domain::Domain;
 use crate::virtio::Model;
 
 /// `IA32_MTRR_DEF_TYPE`: on, write-back.
@@ -51,6 +57,8 @@ pub struct Config {
     pub vcpus: usize,
     /// How its kernel is entered.
     pub door: Door,
+    /// Whether it is a domain of Xen's: of this UUID.
+    pub xen: Option<[u8; 16]>,
 }
 
 /// A guest cannot be started.
@@ -66,6 +74,8 @@ pub enum KvmError {
     Load(LoadError),
     /// A number of CPUs that cannot be.
     Vcpus(usize),
+    /// It cannot be a domain of Xen's.
+    Domain(Errno),
     /// The host refuses something else.
     Host(&'static str, io::Error),
 }
@@ -83,6 +93,7 @@ impl fmt::Display for KvmError {
             ),
             Self::Load(error) => error.fmt(f),
             Self::Vcpus(count) => write!(f, "{count} virtual CPUs: 1 to {MAX_VCPUS} can be had"),
+            Self::Domain(error) => write!(f, "the domain cannot be made: {error}"),
             Self::Host(what, error) => write!(f, "{what}: {error}"),
         }
     }
@@ -100,6 +111,8 @@ impl From<LoadError> for KvmError {
 #[derive(Debug)]
 pub struct KvmGuest {
     machine: Arc<Machine>,
+    /// Until they run.
+    vcpus: Mutex<Vec<VcpuFd>>,
     _devices: Devices,
 }
 
@@ -116,7 +129,7 @@ fn event() -> Result<EventFd, KvmError> {
 fn give_memory(vm: &VmFd, ram: &Ram) -> Result<(), KvmError> {
     for (slot, range) in (0..).zip(layout::regions(ram.frames() * 4096)) {
         let size = range.end - range.start;
-        let frame = janus_proto::addr::Mfn(range.start / 4096);
+        let frame = Mfn(range.start / 4096);
         let Some(words) = ram.words(frame, size / 4096) else { continue };
         let region = kvm_userspace_memory_region {
             slot,
@@ -141,23 +154,66 @@ fn give_interrupt_controllers(vm: &VmFd) -> Result<(), KvmError> {
     refused(vm.create_pit2(pit), "its timer")
 }
 
-fn make_vcpu(vm: &VmFd, index: usize, count: usize, supported: &CpuId) -> Result<VcpuFd, KvmError> {
+fn make_vcpu(
+    vm: &VmFd,
+    index: usize,
+    config: &Config,
+    supported: &CpuId,
+) -> Result<VcpuFd, KvmError> {
     let vcpu = refused(vm.create_vcpu(index as u64), "a virtual CPU")?;
     let mut shown = supported.clone();
     let number = |value| u32::try_from(value).unwrap_or(u32::MAX);
     let cpu = cpuid::Cpu {
         id: number(index),
-        count: number(count),
+        count: number(config.vcpus),
         tsc_khz: vcpu.get_tsc_khz().unwrap_or(0),
         tsc_deadline: vm.check_extension(Cap::TscDeadlineTimer),
     };
     cpuid::filter(&mut shown, cpu);
+    if config.xen.is_some() {
+        xen::add_leaves(&mut shown, number(index));
+        refused(xen::share_tsc(&vcpu), "the host's counter as the guest's")?;
+    }
     refused(vcpu.set_cpuid2(&shown), "its CPUID")?;
     if let Ok(msrs) = Msrs::from_entries(&[MTRR_DEF_TYPE, MISC_ENABLE]) {
         // Neither is needed to run: a CPU without them goes on as it is.
         let _ = vcpu.set_msrs(&msrs);
     }
     Ok(vcpu)
+}
+
+/// How many frames a guest's memory has, and where among them those are that are only Xen's, if there are any.
+fn frames(bytes: u64, config: &Config) -> (u64, Option<Range<u64>>) {
+    let (own, below) = (bytes / 4096, layout::numbering().below);
+    if config.xen.is_none() {
+        return (own, None);
+    }
+    // In one piece: not across the hole.
+    let first = if own < below && own + Extra::FRAMES > below { below } else { own };
+    let number = if first < below { first } else { first - below + layout::HOLE.end / 4096 };
+    let whole = (first + Extra::FRAMES).next_multiple_of(if config.huge_pages { 512 } else { 1 });
+    (whole, Some(number * 4096..(number + Extra::FRAMES) * 4096))
+}
+
+/// Makes the machine a domain of Xen's, whose own pages are in `extra`.
+fn domain(
+    vm: &Arc<VmFd>,
+    ram: &Arc<Ram>,
+    config: &Config,
+    bytes: u64,
+    extra: Range<u64>,
+) -> Result<Arc<Xen>, KvmError> {
+    static LAST: AtomicU16 = AtomicU16::new(0);
+    refused(xen::enable(vm), "MSRs of Xen's")?;
+    let wanted = Wanted {
+        id: DomId(LAST.fetch_add(1, Ordering::Relaxed) % 0x7000 + 1),
+        uuid: config.xen.unwrap_or_default(),
+        vcpus: config.vcpus,
+        extra: Extra::new(Mfn(extra.start / 4096)),
+        map: boot::map(bytes, &extra),
+        frames: bytes / 4096,
+    };
+    Xen::new(vm, ram, wanted).map_err(KvmError::Domain)
 }
 
 /// Puts the first CPU where the kernel begins.
@@ -169,11 +225,11 @@ fn enter(vcpu: &VcpuFd, entry: Entry) -> Result<(), KvmError> {
 }
 
 impl KvmGuest {
-    /// Makes and starts a guest with these virtio devices; what it prints on its serial port goes to `output`.
+    /// Makes a guest with these virtio devices, which does not run yet; what it prints on its serial port goes to `output`.
     ///
     /// # Errors
     /// See [`KvmError`].
-    pub fn start(
+    pub fn new(
         config: &Config,
         models: Vec<Box<dyn Model>>,
         output: Output,
@@ -185,13 +241,16 @@ impl KvmGuest {
         let kvm = open(&config.device)?;
         let vm = Arc::new(refused(kvm.create_vm(), "a virtual machine")?);
         let bytes = config.memory_mib << 20;
+        let (frames, extra) = frames(bytes, config);
         let flags = if config.huge_pages { libc::MFD_HUGETLB | libc::MFD_HUGE_2MB } else { 0 };
-        let ram = Ram::with_numbering(bytes / 4096, layout::numbering(), flags);
+        let ram = Ram::with_numbering(frames, layout::numbering(), flags);
         let ram = Arc::new(ram.map_err(|error| KvmError::Memory(error, config.huge_pages))?);
         give_memory(&vm, &ram)?;
         give_interrupt_controllers(&vm)?;
         let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
         let supported = refused(supported, "the CPU's features")?;
+        let reserved = extra.clone().unwrap_or_default();
+        let xen = extra.map(|extra| domain(&vm, &ram, config, bytes, extra)).transpose()?;
 
         let devices = Devices::new(&ram);
         let unmapped = || KvmError::Memory(io::Error::other("it is not where it should be"), false);
@@ -208,11 +267,13 @@ impl KvmGuest {
             door: config.door,
             memory: bytes,
             acpi: &tables,
+            xen: config.xen.is_some(),
+            reserved,
         };
         let entry = boot::load(&ram, &boot)?;
         let mut vcpus = Vec::new();
         for index in 0..config.vcpus {
-            vcpus.push(make_vcpu(&vm, index, config.vcpus, &supported)?);
+            vcpus.push(make_vcpu(&vm, index, config, &supported)?);
         }
         if let Some(first) = vcpus.first() {
             enter(first, entry)?;
@@ -225,17 +286,34 @@ impl KvmGuest {
             let _ = lines.set_irq_line(u32::from(layout::SCI), high);
         });
         let ports = Ports::new(output, serial, sci);
-        let machine = Arc::new(Machine::new(vm, ram, ports, devices.registers()));
-        let guest = Self { machine, _devices: devices };
+        let machine = Arc::new(Machine::new(vm, ram, ports, devices.registers(), xen));
+        Ok(Self { machine, vcpus: Mutex::new(vcpus), _devices: devices })
+    }
+
+    /// What makes it a domain of Xen's, if it is one, and the frames of its console's and store's rings.
+    #[must_use]
+    pub fn domain(&self) -> Option<(&Arc<Domain>, (u64, u64))> {
+        self.machine.xen.as_ref().map(|xen| (&xen.domain, xen.rings()))
+    }
+
+    /// Lets it run; once.
+    ///
+    /// # Errors
+    /// The host has no thread left.
+    pub fn run(&self) -> Result<(), KvmError> {
+        let no_thread = |error| KvmError::Host("a thread", error);
+        if let Some(xen) = &self.machine.xen {
+            xen.start_timers().map_err(no_thread)?;
+        }
+        let vcpus = std::mem::take(&mut *self.vcpus.lock().unwrap_or_else(PoisonError::into_inner));
         for (index, vcpu) in vcpus.into_iter().enumerate() {
-            let machine = Arc::clone(&guest.machine);
+            let machine = Arc::clone(&self.machine);
             let thread = std::thread::Builder::new().name(format!("vcpu{index}"));
             let thread = thread.spawn(move || vcpu::serve(&machine, index, vcpu));
             // The guest is dropped then, and so are the threads that have begun.
-            let thread = thread.map_err(|error| KvmError::Host("a thread", error))?;
-            guest.machine.adopt(thread);
+            self.machine.adopt(thread.map_err(no_thread)?);
         }
-        Ok(guest)
+        Ok(())
     }
 
     /// Types on its serial port; waits while it has not read what was typed before. `false`: it has ended.

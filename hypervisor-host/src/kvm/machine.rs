@@ -6,13 +6,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use janus_proto::abi::xen::sched::ShutdownReason;
 use kvm_ioctls::VmFd;
 use vmm_sys_util::signal::Killable as _;
 
 use super::ports::Ports;
 use super::stats::Exits;
 use super::vcpu;
+use super::xen::Xen;
 use crate::machine::ram::Ram;
+use crate::pv::domain::EndReason;
 
 /// How a machine ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +34,28 @@ pub enum End {
     Lost(String),
     /// It was ended from outside.
     Destroyed,
+    /// As a domain of Xen's it ended in this way.
+    Xen(DomainEnd),
+}
+
+/// How a domain of Xen's ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DomainEnd {
+    /// It asked for it, for this reason.
+    Shutdown(ShutdownReason),
+    /// Otherwise.
+    Other(String),
+}
+
+impl From<EndReason> for DomainEnd {
+    fn from(reason: EndReason) -> Self {
+        match reason {
+            EndReason::Shutdown(reason) => Self::Shutdown(reason),
+            EndReason::Crashed(cause) => Self::Other(cause.to_string()),
+            EndReason::Engine(error) => Self::Other(error.to_string()),
+            EndReason::Destroyed => Self::Other("it was ended".into()),
+        }
+    }
 }
 
 impl fmt::Display for End {
@@ -45,6 +70,8 @@ impl fmt::Display for End {
             }
             Self::Lost(what) => f.write_str(what),
             Self::Destroyed => f.write_str("it was ended"),
+            Self::Xen(DomainEnd::Shutdown(reason)) => write!(f, "it shut down ({reason:?})"),
+            Self::Xen(DomainEnd::Other(what)) => f.write_str(what),
         }
     }
 }
@@ -70,6 +97,8 @@ pub(crate) struct Machine {
     _ram: Arc<Ram>,
     pub(crate) ports: Ports,
     pub(crate) stats: Exits,
+    /// What makes it a domain of Xen's, if it is one.
+    pub(crate) xen: Option<Arc<Xen>>,
     devices: Vec<(Range<u64>, Arc<dyn Registers>)>,
     over: AtomicBool,
     life: Mutex<Life>,
@@ -92,12 +121,14 @@ impl Machine {
         ram: Arc<Ram>,
         ports: Ports,
         devices: Vec<(Range<u64>, Arc<dyn Registers>)>,
+        xen: Option<Arc<Xen>>,
     ) -> Self {
         Self {
             _vm: vm,
             _ram: ram,
             ports,
             stats: Exits::default(),
+            xen,
             devices,
             over: AtomicBool::new(false),
             life: Mutex::new(Life::default()),
@@ -130,6 +161,9 @@ impl Machine {
             let _ = thread.kill(vcpu::signal());
         }
         drop(life);
+        if let Some(xen) = &self.xen {
+            xen.end();
+        }
         self.changed.notify_all();
     }
 

@@ -15,6 +15,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 use super::machine::{End, Machine};
 use super::ports::Wish;
 use super::stats::Kind;
+use super::xen::{self, XenVcpu};
 
 thread_local! {
     /// What KVM shares with this thread, while it runs a virtual CPU.
@@ -56,8 +57,9 @@ pub(crate) fn serve(machine: &Arc<Machine>, index: usize, mut vcpu: VcpuFd) {
     RUN.set(vcpu.get_kvm_run());
     // Dropped before `vcpu`, which is a parameter.
     let registered = Registered;
+    let mut xen = machine.xen.as_ref().map(|xen| XenVcpu::new(xen, index));
     while !machine.is_over() {
-        if let Some(end) = once(machine, &mut vcpu) {
+        if let Some(end) = once(machine, &mut vcpu, xen.as_mut()) {
             machine.end(end, Some(index));
         }
     }
@@ -65,7 +67,7 @@ pub(crate) fn serve(machine: &Arc<Machine>, index: usize, mut vcpu: VcpuFd) {
 }
 
 /// One stay in the guest, and what came of it.
-fn once(machine: &Machine, vcpu: &mut VcpuFd) -> Option<End> {
+fn once(machine: &Machine, vcpu: &mut VcpuFd, xen: Option<&mut XenVcpu>) -> Option<End> {
     let exit = match vcpu.run() {
         Ok(exit) => exit,
         Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
@@ -76,6 +78,19 @@ fn once(machine: &Machine, vcpu: &mut VcpuFd) -> Option<End> {
         Err(error) => return Some(End::Lost(format!("KVM_RUN: {error}"))),
     };
     let (kind, wish) = match exit {
+        VcpuExit::IoOut(xen::PORT, _) if let Some(xen) = xen => {
+            machine.stats.count(Kind::Hypercall);
+            return xen.hypercall(vcpu);
+        }
+        VcpuExit::X86Wrmsr(write) => {
+            let known = xen.is_some_and(|xen| xen.write_msr(write.index, write.data));
+            *write.error = u8::from(!known);
+            (Kind::Other, None)
+        }
+        VcpuExit::X86Rdmsr(read) => {
+            *read.error = 1;
+            (Kind::Other, None)
+        }
         VcpuExit::IoOut(port, data) => (Kind::PortOut, machine.ports.write(port, data)),
         VcpuExit::IoIn(port, data) => {
             machine.ports.read(port, data);

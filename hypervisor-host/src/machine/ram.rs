@@ -150,6 +150,33 @@ impl Ram {
         Some(unsafe { self.base.add(offset).cast().as_ref() })
     }
 
+    /// Shows another frame's memory in the place of this one, to us and to whoever uses our mapping; with the frame
+    /// itself it is as it was before.
+    ///
+    /// # Errors
+    /// This guest has no such frames, or the host refuses.
+    pub fn alias(&self, at: Mfn, frame: Mfn) -> io::Result<()> {
+        let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
+        let place = self.offset(at).and_then(|at| usize::try_from(at).ok()).ok_or_else(invalid)?;
+        let from = self.offset(frame).and_then(|at| libc::off_t::try_from(at).ok());
+        let from = from.ok_or_else(invalid)?;
+        // SAFETY: inside the mapping, as `offset` says.
+        let to = unsafe { self.base.add(place) };
+        // SAFETY: replaces a page of our own mapping by another page of the same file, which cannot shrink; all that
+        // was handed out of it are atomics, which may change at any time.
+        let mapped = unsafe {
+            libc::mmap(
+                to.as_ptr().cast(),
+                PAGE_SIZE,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_FIXED,
+                self.file.as_raw_fd(),
+                from,
+            )
+        };
+        if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
     /// Makes the frames from `first` on the list of a domain's first `entries` frames, as the domain builder gives it
     /// to a guest: of numbers, as 64-bit words. They are written when they are first looked at. For the owner of a new
     /// memory, once; before that, nothing may be in these frames.
@@ -293,6 +320,23 @@ mod tests {
         assert_eq!(offsets, expected);
         assert!(ram.words(Mfn(0), 3).is_some() && ram.words(Mfn(100), 2).is_some());
         assert!(ram.words(Mfn(2), 2).is_none() && ram.words(Mfn(2), 99).is_none());
+    }
+
+    #[test]
+    fn a_frame_shows_another_until_it_shows_itself_again() {
+        let ram = Ram::new(3).unwrap();
+        let frame = |index| Mfn(FIRST_FRAME.0 + index);
+        for index in 0..3 {
+            ram.frame(frame(index)).unwrap()[0].store(10 + index, Relaxed);
+        }
+        let seen = || [0, 1, 2].map(|index| ram.frame(frame(index)).unwrap()[0].load(Relaxed));
+        ram.alias(frame(0), frame(2)).unwrap();
+        assert_eq!(seen(), [12, 11, 12]);
+        ram.frame(frame(0)).unwrap()[0].store(7, Relaxed);
+        assert_eq!(seen(), [7, 11, 7]);
+        ram.alias(frame(0), frame(0)).unwrap();
+        assert_eq!(seen(), [10, 11, 7]);
+        assert!(ram.alias(frame(3), frame(0)).is_err() && ram.alias(frame(0), Mfn(0)).is_err());
     }
 
     #[test]

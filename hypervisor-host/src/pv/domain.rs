@@ -568,6 +568,11 @@ impl Domain {
         Ok(if id == 0 { index as u64 + 1 } else { 0 })
     }
 
+    /// The guest's watchdog has expired.
+    pub(crate) fn end_by_watchdog(&self) {
+        self.end(EndReason::Crashed(Cause::Watchdog), None);
+    }
+
     /// When the first watchdog expires.
     pub(crate) fn watchdog(&self) -> u64 {
         let watchdogs = self.watchdogs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -598,7 +603,7 @@ impl Domain {
         }
     }
 
-    fn write_wall_clock(&self) {
+    pub(crate) fn write_wall_clock(&self) {
         const WALL_CLOCK: std::ops::Range<usize> = 3072 / 4..3088 / 4;
         let page = self.ram.words(self.shared_info, 1);
         if let Some(words) = page.and_then(|words| words.get(WALL_CLOCK)) {

@@ -99,6 +99,7 @@ fn entry(number: Hypercall) -> Option<Entry> {
         Hypercall::CALLBACK_OP => call("callback_op", traps::callback_op),
         Hypercall::EVENT_CHANNEL_OP => call("event_channel_op", events::op::event_channel_op),
         Hypercall::PHYSDEV_OP => call("physdev_op", physdev::physdev_op),
+        Hypercall::HVM_OP => memory("hvm_op"),
         _ => None,
     }
 }

@@ -30,6 +30,11 @@ pub enum TableWrite {
 
 /// The guest's memory. Locks inside: all of a domain's threads use it.
 pub trait Space: FrameTypes {
+    /// Whether the processor translates the guest's addresses, so that its frames are numbers of its own.
+    fn is_translated(&self) -> bool {
+        false
+    }
+
     /// Copies from guest memory as the kernel of this CPU sees it.
     ///
     /// # Errors

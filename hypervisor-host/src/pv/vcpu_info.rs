@@ -60,6 +60,8 @@ pub(crate) struct VcpuShared {
     info: AtomicU64,
     thread: OnceLock<Thread>,
     kicker: OnceLock<Arc<dyn Kicker>>,
+    /// Where the processor delivers events: what interrupts it, whatever it does.
+    upcall: OnceLock<Arc<dyn Kicker>>,
 }
 
 const PENDING: u64 = 0xff;
@@ -86,6 +88,7 @@ impl VcpuShared {
             info,
             thread: OnceLock::new(),
             kicker: OnceLock::new(),
+            upcall: OnceLock::new(),
         }
     }
 
@@ -157,6 +160,11 @@ impl VcpuShared {
     pub(crate) fn attach(&self, kicker: Arc<dyn Kicker>) {
         let _ = self.thread.set(std::thread::current());
         let _ = self.kicker.set(kicker);
+    }
+
+    /// Events interrupt it in this way.
+    pub(crate) fn deliver_by(&self, upcall: Arc<dyn Kicker>) {
+        let _ = self.upcall.set(upcall);
     }
 
     /// Where its `vcpu_info` is.
@@ -263,6 +271,13 @@ impl VcpuShared {
 
     /// An event was marked pending: makes the CPU see it, if it would not by itself.
     pub(crate) fn wake_for_event(&self) {
+        if let Some(upcall) = self.upcall.get() {
+            upcall.kick();
+            if matches!(self.mode(), Mode::Blocked | Mode::Polling) {
+                self.unpark();
+            }
+            return;
+        }
         match self.mode() {
             Mode::Blocked | Mode::Polling => self.unpark(),
             // A guest that has events masked looks itself when it unmasks them.

@@ -24,6 +24,15 @@ fn features() -> XenFeatures {
         | XenFeatures::MEMORY_OP_VNODE_SUPPORTED
 }
 
+/// What a guest may rely on whose memory the processor translates.
+fn translated_features() -> XenFeatures {
+    XenFeatures::WRITABLE_PAGE_TABLES
+        | XenFeatures::AUTO_TRANSLATED_PHYSMAP
+        | XenFeatures::HVM_CALLBACK_VECTOR
+        | XenFeatures::HVM_SAFE_PVCLOCK
+        | XenFeatures::MEMORY_OP_VNODE_SUPPORTED
+}
+
 /// A text in a field of `N` bytes, ended by a zero.
 fn text<const N: usize>(text: &str) -> [u8; N] {
     let mut field = [0; N];
@@ -48,7 +57,12 @@ pub(crate) fn xen_version(cpu: &mut Cpu, [op, argument, ..]: [u64; 6]) -> Answer
             cpu.write(argument, &info).map(|()| 0)
         }
         XenVersionOp::CAPABILITIES => {
-            cpu.write(argument, &text::<1024>("xen-3.0-x86_64 ")).map(|()| 0)
+            let capabilities = if cpu.domain.space.is_translated() {
+                "hvm-3.0-x86_64 "
+            } else {
+                "xen-3.0-x86_64 "
+            };
+            cpu.write(argument, &text::<1024>(capabilities)).map(|()| 0)
         }
         XenVersionOp::CHANGESET => {
             cpu.write(argument, &text::<64>(env!("CARGO_PKG_VERSION"))).map(|()| 0)
@@ -56,6 +70,7 @@ pub(crate) fn xen_version(cpu: &mut Cpu, [op, argument, ..]: [u64; 6]) -> Answer
         XenVersionOp::PLATFORM_PARAMETERS => cpu.write(argument, &VIRT_START).map(|()| 0),
         XenVersionOp::GET_FEATURES => cpu.read(argument).and_then(|mut info: FeatureInfo| {
             info.submap = match info.submap_idx {
+                0 if cpu.domain.space.is_translated() => translated_features().bits(),
                 0 => features().bits(),
                 1 => 0,
                 _ => return Err(Errno::EINVAL),

@@ -108,8 +108,10 @@ impl Bench {
 
     fn command(&self, case: &Case, door: KvmDoor) -> Result<String> {
         let image = quoted(&format!("/images/{}", image_name(case)));
-        let mut command =
-            format!("janus run {image} --no-reboot --engine kvm --memory {}M", case.memory_mib);
+        let mut command = format!(
+            "janus run {image} --no-reboot --engine kvm --memory {}M --cpus {}",
+            case.memory_mib, case.cpus
+        );
         // Writing to a String cannot fail.
         if door == KvmDoor::Linux {
             command.push_str(" --door linux");

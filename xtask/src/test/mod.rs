@@ -91,6 +91,7 @@ pub(crate) fn ci() -> Result<ExitCode> {
         packages::XEN,
         packages::GRUB,
         packages::CLOUD,
+        packages::KVM_LAB,
         packages::HEADERS,
         packages::FILE_SYSTEMS,
         packages::GDB,

@@ -56,6 +56,8 @@ fn a_kernel_with_a_pvh_note_is_entered_by_it_and_told_everything() {
         door: Door::Any,
         memory: 64 << 20,
         acpi: b"RSD PTR ",
+        reserved: 0..0,
+        xen: false,
     };
     let entry = load(&ram, &boot).unwrap();
     assert_eq!(entry, Entry::Pvh { rip: 0x20_0020, start_info: layout::START_INFO });
@@ -87,21 +89,49 @@ fn what_cannot_be_loaded_is_refused_with_a_reason() {
         door: Door::Pvh,
         memory: 4 << 20,
         acpi: &[],
+        reserved: 0..0,
+        xen: false,
     };
     let says = |boot: &Boot<'_>| load(&small, boot).unwrap_err().to_string();
     assert!(says(&boot).contains("PVH note"));
     let text =
         file(b"no kernel at all, but long enough to have a header, which is at 497 and is short");
-    assert!(says(&Boot { kernel: text.path(), ..boot }).contains("not a kernel"));
+    assert!(says(&Boot { kernel: text.path(), ..boot.clone() }).contains("not a kernel"));
     let big = file(&vec![0; 3 << 20]);
-    let boot = Boot { kernel: note.path(), module: Some(big.path()), ..boot };
+    let boot = Boot { kernel: note.path(), module: Some(big.path()), ..boot.clone() };
     assert!(says(&boot).contains("initial RAM disk"));
     let long = "x".repeat(1 << 20);
-    assert!(says(&Boot { module: None, command_line: &long, ..boot }).contains("command line"));
+    assert!(
+        says(&Boot { module: None, command_line: &long, ..boot.clone() }).contains("command line")
+    );
     let truncated = file(&elf(true)[..0x1002]);
     assert!(
-        says(&Boot { kernel: truncated.path(), module: None, ..boot }).contains("not a kernel")
+        says(&Boot { kernel: truncated.path(), module: None, ..boot.clone() })
+            .contains("not a kernel")
     );
     let missing = Path::new("/nonexistent/kernel");
-    assert!(says(&Boot { kernel: missing, module: None, ..boot }).contains("No such file"));
+    assert!(says(&Boot { kernel: missing, module: None, ..boot.clone() }).contains("No such file"));
+}
+
+#[test]
+fn calls_of_xen_by_the_processors_instruction_are_redirected_and_nothing_else() {
+    let mut code = vec![0x90; 0x200];
+    let mut put = |at: usize, bytes: &[u8]| code[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0x40, &[0x0f, 0x01, 0xd9, 0xe9, 1, 2, 3, 4]);
+    put(0x50, &[0x0f, 0x01, 0xc1, 0xc3]);
+    // Not a pair, not aligned, not followed by a return.
+    put(0x80, &[0x0f, 0x01, 0xd9, 0xc3]);
+    put(0xa8, &[0x0f, 0x01, 0xd9, 0xc3]);
+    put(0xb8, &[0x0f, 0x01, 0xc1, 0xc3]);
+    put(0x100, &[0x0f, 0x01, 0xd9, 0x48]);
+    put(0x110, &[0x0f, 0x01, 0xc1, 0xc3]);
+    let ram = ram(4);
+    let memory = view(&ram).unwrap();
+    let start = layout::HIGH + (1 << 16) - 0x50;
+    memory.write_slice(&code, GuestAddress(start)).unwrap();
+    redirect_hypercalls(&memory, start + 0x200).unwrap();
+    let mut expected = code.clone();
+    expected[0x40..0x43].copy_from_slice(&[0xe7, 0xe8, 0x90]);
+    expected[0x50..0x53].copy_from_slice(&[0xe7, 0xe8, 0x90]);
+    assert!(read(&ram, start, 0x200) == expected);
 }

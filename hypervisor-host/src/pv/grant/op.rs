@@ -361,7 +361,7 @@ fn try_copy(cpu: &Cpu, argument: &Copy) -> Result<(), GrantStatus> {
 
 impl GrantTable {
     /// Makes the table at least so large.
-    fn grow(&self, frames: u64) -> Result<(), GrantStatus> {
+    pub(crate) fn grow(&self, frames: u64) -> Result<(), GrantStatus> {
         if frames > MAX_GRANT_FRAMES {
             return Err(GrantStatus::GENERAL_ERROR);
         }
