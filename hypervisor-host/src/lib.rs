@@ -13,6 +13,7 @@ pub mod engine;
 pub mod gdb;
 pub mod guest;
 pub mod host;
+pub mod jail;
 pub mod journal;
 pub mod kvm;
 pub mod machine;
