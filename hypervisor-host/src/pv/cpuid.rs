@@ -23,8 +23,8 @@ pub(crate) type Leaf = [u32; 4];
 const LEAF_1_ECX_HIDDEN: u32 = 0x0126_c1fc;
 /// Leaf 1, ecx: a hypervisor is there.
 const HYPERVISOR: u32 = 1 << 31;
-/// Leaf 1, edx: VME, PSE, PGE, PSE36, DS, ACPI, TM, PBE: a PV guest has none.
-const LEAF_1_EDX_HIDDEN: u32 = 0xa062_200a;
+/// Leaf 1, edx: VME, PSE, SEP, MTRR, PGE, PSE36, DS, ACPI, TM, PBE: a PV guest has none.
+const LEAF_1_EDX_HIDDEN: u32 = 0xa062_380a;
 /// Leaf 7, ebx: SMEP, INVPCID, PQM, RDT-A, SMAP, PT, SGX, HLE, RTM.
 const LEAF_7_EBX_HIDDEN: u32 = 0x0210_9494 | 1 << 11;
 /// Leaf 7, ecx: UMIP, PKU, OSPKE, WAITPKG, LA57, SGX-LC, PKS.

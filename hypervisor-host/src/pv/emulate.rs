@@ -192,12 +192,8 @@ fn privileged(cpu: &mut Cpu, instruction: &Instruction) -> Option<Outcome> {
             return Some(Outcome::Jumped);
         }
         Mnemonic::Clts => cpu.task_switched = false,
-        // What the tables do not say is not mapped at any time, and caches are coherent.
-        Mnemonic::Invlpg | Mnemonic::Wbinvd | Mnemonic::Invd => {}
-        Mnemonic::Swapgs => {
-            let state = &mut cpu.state;
-            std::mem::swap(&mut state.registers.gs_base, &mut state.other_gs_base);
-        }
+        // Caches are coherent. As in Xen `invd`, `invlpg` and `swapgs` are refused: there are calls for what they do.
+        Mnemonic::Wbinvd => {}
         Mnemonic::Rdmsr => {
             let value = msr::read(cpu, low(cpu.state.registers.rcx))?;
             let registers = &mut cpu.state.registers;
@@ -233,7 +229,7 @@ fn move_special(cpu: &mut Cpu, instruction: &Instruction) -> Option<Outcome> {
             Register::CR0 => CR0 | if cpu.task_switched { CR0_TS } else { 0 },
             Register::CR2 => cpu.state.cr2,
             Register::CR3 => cpu.domain.space.roots(cpu.index).0?.0 << 12,
-            Register::CR4 => cpu.cr4,
+            Register::CR4 => cpu.cr4 | CR4_ALWAYS,
             _ => return None,
         };
         operand::set_register(cpu, to, value)?;
@@ -262,6 +258,8 @@ fn move_special(cpu: &mut Cpu, instruction: &Instruction) -> Option<Outcome> {
     Some(Outcome::Next)
 }
 
+/// What every guest has in CR4: PAE, OSFXSR, OSXMMEXCPT.
+const CR4_ALWAYS: u64 = 1 << 5 | 1 << 9 | 1 << 10;
 /// TSD, DE, FSGSBASE, OSXSAVE: the others a guest may write, and they stay as they are.
 const CR4_GUEST: u64 = 1 << 2 | 1 << 3 | 1 << 16 | 1 << 18;
 
@@ -322,7 +320,8 @@ fn load_segment(cpu: &mut Cpu, register: Register, selector: u16) -> Option<()> 
     }
     let state = &mut cpu.state;
     match register {
-        Register::SS => state.ss = selector | 3,
+        // None is no stack in ring 3.
+        Register::SS if selector > 3 => state.ss = selector | 3,
         Register::DS => state.data[0] = selector,
         Register::ES => state.data[1] = selector,
         Register::FS => {

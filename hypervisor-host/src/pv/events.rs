@@ -23,6 +23,8 @@ use crate::machine::ram::Ram;
 
 /// Ports of a domain, as `xl` limits it by default (`max_event_channels`).
 pub const MAX_PORTS: u32 = 1024;
+/// Ports in a bucket of Xen's (`EVTCHNS_PER_BUCKET`).
+const BUCKET: usize = 64;
 /// Virtual interrupts (`NR_VIRQS`).
 const NR_VIRQS: u32 = 24;
 /// Words of each bitmap in the shared info page.
@@ -330,10 +332,12 @@ impl Events {
     /// # Errors
     /// `EINVAL`: no such port.
     pub fn status(&self, port: Port) -> Result<PortStatus, Errno> {
-        if port.0 >= MAX_PORTS {
+        let table = self.lock();
+        // Xen makes room for ports by the bucket, and knows those of its buckets.
+        let known = table.channels.len().max(1).next_multiple_of(BUCKET);
+        if port.0 >= MAX_PORTS || port.0 as usize >= known {
             return Err(Errno::EINVAL);
         }
-        let table = self.lock();
         let closed =
             PortStatus { status: ChannelStatus::CLOSED, vcpu: 0, remote: 0, remote_port: 0 };
         let Some(channel) = table.channels.get(port.0 as usize) else { return Ok(closed) };
@@ -375,9 +379,7 @@ impl Events {
     fn unmask(&self, port: Port) -> Result<(), Errno> {
         let mut table = self.lock();
         let channel = table.channels.get(port.0 as usize).ok_or(Errno::EINVAL)?;
-        if matches!(channel.binding, Binding::Free) {
-            return Err(Errno::EINVAL);
-        }
+        // One that is not in use is none of the guest's to wonder about: its bit is cleared, and that is all.
         let vcpu = channel.vcpu;
         let wake = if table.fifo.is_some() {
             fifo::unmask(&mut table, &self.ram, &self.vcpus, port)

@@ -7,7 +7,8 @@ use janus_proto::abi::xen::{Errno, Hypercall};
 use super::cpu::{Cpu, Over};
 use super::report::Cause;
 use super::{
-    console_io, events, grant, multicall, physdev, sched, segments, timers, traps, vcpu, version,
+    console_io, events, grant, multicall, physdev, privileged, sched, segments, timers, traps,
+    vcpu, version,
 };
 
 /// Numbers that can be counted: beyond them are none.
@@ -99,7 +100,19 @@ fn entry(number: Hypercall) -> Option<Entry> {
         Hypercall::CALLBACK_OP => call("callback_op", traps::callback_op),
         Hypercall::EVENT_CHANNEL_OP => call("event_channel_op", events::op::event_channel_op),
         Hypercall::PHYSDEV_OP => call("physdev_op", physdev::physdev_op),
-        Hypercall::HVM_OP => memory("hvm_op"),
+        // For toolstacks and other guests: what a PV guest is told.
+        Hypercall(7) => call("platform_op", privileged::interface),
+        Hypercall(31) => call("xenoprof_op", privileged::profile),
+        // HVM guests' own memory answers it first.
+        Hypercall::HVM_OP => call("hvm_op", privileged::hvm_op),
+        Hypercall(35) => call("sysctl", privileged::interface),
+        Hypercall(36) => call("domctl", privileged::interface),
+        Hypercall(37) => call("kexec_op", privileged::refused),
+        Hypercall::XENPMU_OP => call("xenpmu_op", privileged::counters),
+        Hypercall(41) => call("dm_op", privileged::device_model),
+        Hypercall(42) => call("hypfs_op", privileged::refused),
+        Hypercall(48) => call("mca", privileged::refused),
+        Hypercall(49) => call("paging_domctl_cont", privileged::paging),
         _ => None,
     }
 }

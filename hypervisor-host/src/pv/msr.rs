@@ -3,7 +3,15 @@
 use super::cpu::Cpu;
 use super::traps::is_canonical;
 
+const TIME_STAMP_COUNTER: u32 = 0x10;
 const PLATFORM_ID: u32 = 0x17;
+const PLATFORM_INFO: u32 = 0xce;
+const MISC_FEATURES_ENABLES: u32 = 0x140;
+const MCG_CAP: u32 = 0x179;
+const MCG_STATUS: u32 = 0x17a;
+const PERF_CAPABILITIES: u32 = 0x345;
+const MC0_CTL: u32 = 0x400;
+const HYPERCALL_PAGE: u32 = 0x4000_0000;
 const APIC_BASE: u32 = 0x1b;
 const BIOS_SIGN_ID: u32 = 0x8b;
 const MISC_ENABLE: u32 = 0x1a0;
@@ -32,7 +40,18 @@ pub(crate) fn read(cpu: &Cpu, index: u32) -> Option<u64> {
         PAT => PAT_VALUE,
         // Fast strings; no performance monitoring, no BTS, no PEBS.
         MISC_ENABLE => 1 | 1 << 11 | 1 << 12,
-        PLATFORM_ID | BIOS_SIGN_ID | DEBUGCTL => 0,
+        TIME_STAMP_COUNTER => super::timers::tsc(),
+        // There, and nothing of it: no banks for machine checks, no features to switch on, no page yet.
+        PLATFORM_ID
+        | BIOS_SIGN_ID
+        | DEBUGCTL
+        | PLATFORM_INFO
+        | MISC_FEATURES_ENABLES
+        | MCG_CAP
+        | MCG_STATUS
+        | PERF_CAPABILITIES
+        | MC0_CTL
+        | HYPERCALL_PAGE => 0,
         _ => return None,
     })
 }
@@ -47,7 +66,7 @@ pub(crate) fn write(cpu: &mut Cpu, index: u32, value: u64) -> Option<()> {
         // Kept as they are: a write of the same is nothing, and one of BIOS_SIGN_ID precedes a read.
         EFER if value == EFER_VALUE => {}
         PAT if value == PAT_VALUE => {}
-        BIOS_SIGN_ID | MISC_ENABLE => {}
+        BIOS_SIGN_ID | MISC_ENABLE | MCG_CAP | MCG_STATUS | MC0_CTL => {}
         // No branch is recorded: off it may be switched.
         DEBUGCTL if value == 0 => {}
         _ => return None,

@@ -15,6 +15,7 @@ use super::domain::{Domain, EndReason, attention};
 use super::emulate;
 use super::hypercall;
 use super::report::Cause;
+use super::segments;
 use super::space::Resolution;
 use super::timers::{self, NEVER, now};
 use super::traps::{self, GENERAL_PROTECTION, INVALID_OPCODE, PAGE_FAULT};
@@ -177,6 +178,10 @@ fn handle(cpu: &mut Cpu, fault: Fault) -> Result<(), Cause> {
         GENERAL_PROTECTION => emulate::general_protection(cpu, fault),
         INVALID_OPCODE if emulate::forced(cpu) => Ok(()),
         _ if cpu.domain.stop_for_debugger(cpu.index, fault) => Ok(()),
+        DEBUG => {
+            segments::note_single_step(cpu);
+            traps::inject(cpu, fault)
+        }
         _ => traps::inject(cpu, fault),
     }
 }
@@ -358,7 +363,7 @@ impl Cpu {
         };
         for (index, value) in context.debugreg.iter().enumerate() {
             // A register that may not have this value keeps its own.
-            let _ = super::segments::write_debug(self, index, *value);
+            let _ = segments::write_debug(self, index, *value);
         }
         self.shared().timers.begin();
         self.shared().set_masked(true);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use janus_proto::abi::xen::Errno;
 use janus_proto::abi::xen::sched::{Poll, SchedOp, Shutdown, ShutdownReason, Watchdog};
-use janus_proto::addr::Port;
+use janus_proto::addr::{DomId, Port};
 
 use super::cpu::{Cpu, Over};
 use super::domain::EndReason;
@@ -41,7 +41,13 @@ pub(crate) fn sched_op(cpu: &mut Cpu, [op, argument, ..]: [u64; 6]) -> Answer {
         SchedOp::POLL => poll(cpu, argument),
         SchedOp::WATCHDOG => Answer::from(cpu.read(argument).and_then(|w| watchdog(cpu, w))),
         // Another domain's shutdown is a matter of its toolstack.
-        SchedOp(4) => Answer::err(Errno::EPERM),
+        SchedOp(4) => {
+            Answer::from(cpu.read::<DomId>(argument).and_then(|domain| {
+                Err(if domain == DomId(0) { Errno::EPERM } else { Errno::ESRCH })
+            }))
+        }
+        // Which host CPU it runs on is the host's affair.
+        SchedOp(7) => Answer::err(Errno::EPERM),
         _ => Answer::err(Errno::ENOSYS),
     }
 }

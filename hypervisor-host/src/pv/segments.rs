@@ -7,8 +7,11 @@ use super::cpu::Cpu;
 use super::hypercall::{Answer, low32};
 use super::traps::{is_canonical, is_guests};
 
-/// Assists a 64-bit guest may have.
-const ASSISTS: [VmAssist; 4] = [
+/// Assists a 64-bit guest may have: the first three mean something to 32-bit guests only.
+const ASSISTS: [VmAssist; 7] = [
+    VmAssist(0), // 4gb_segments
+    VmAssist(1), // 4gb_segments_notify
+    VmAssist(3), // pae_extended_cr3
     VmAssist::WRITABLE_PAGETABLES,
     VmAssist::ARCHITECTURAL_IOPL,
     VmAssist::RUNSTATE_UPDATE_FLAG,
@@ -85,6 +88,14 @@ pub(crate) fn write_debug(cpu: &mut Cpu, index: usize, value: u64) -> Result<(),
     Ok(())
 }
 
+/// A #DB that no breakpoint raised: the trap flag did, and DR6 says so (`BS`).
+pub(crate) fn note_single_step(cpu: &mut Cpu) {
+    const SINGLE_STEP: u64 = 1 << 14;
+    if let Some(status) = cpu.state.debug.get_mut(6) {
+        *status |= SINGLE_STEP;
+    }
+}
+
 /// Reads one; `None`: no such register.
 pub(crate) fn read_debug(cpu: &Cpu, index: usize) -> Option<u64> {
     let index = match index {
@@ -108,14 +119,14 @@ pub(crate) fn get_debugreg(cpu: &mut Cpu, [index, ..]: [u64; 6]) -> Answer {
 
 pub(crate) fn vm_assist(cpu: &mut Cpu, [command, kind, ..]: [u64; 6]) -> Answer {
     let (command, kind) = (low32(command), VmAssist(low32(kind)));
+    if !ASSISTS.contains(&kind) {
+        return Answer::err(Errno::EINVAL);
+    }
     let on = match VmAssistCmd(command) {
         VmAssistCmd::ENABLE => true,
         VmAssistCmd::DISABLE => false,
         _ => return Answer::err(Errno::ENOSYS),
     };
-    if !ASSISTS.contains(&kind) {
-        return Answer::err(Errno::EINVAL);
-    }
     cpu.domain.set_assist(kind, on);
     Answer::ok(0)
 }

@@ -5,14 +5,15 @@ use std::sync::atomic::Ordering;
 use janus_proto::abi::xen::Errno;
 use janus_proto::abi::xen::trap::VcpuGuestContext;
 use janus_proto::abi::xen::vcpu::{
-    RegisterMemoryArea, RegisterVcpuInfo, RunstateInfo, SetSingleshotTimer, SingleshotFlags, VcpuOp,
+    RegisterMemoryArea, RegisterVcpuInfo, RunstateInfo, SetSingleshotTimer, VcpuOp,
 };
 use janus_proto::addr::{Mfn, PAGE_SHIFT, PAGE_SIZE};
 use janus_proto::grant::Access;
 
 use super::cpu::Cpu;
 use super::hypercall::{Answer, low32};
-use super::timers::{NEVER, now};
+use super::timers::NEVER;
+use super::traps::is_guests;
 use super::vcpu_info::VCPU_INFO_SIZE;
 
 /// The shortest period of a timer.
@@ -56,6 +57,9 @@ fn operate(cpu: &mut Cpu, op: VcpuOp, vcpu: usize, argument: u64) -> Result<u64,
         VcpuOp::REGISTER_RUNSTATE_MEMORY_AREA => {
             let area: RegisterMemoryArea = cpu.read(argument)?;
             own(cpu, vcpu)?;
+            if !is_guests(area.addr) {
+                return Err(Errno::EFAULT);
+            }
             cpu.runstate.area = (area.addr != 0).then_some(area.addr);
             cpu.publish_runstate();
             Ok(0)
@@ -82,9 +86,6 @@ fn operate(cpu: &mut Cpu, op: VcpuOp, vcpu: usize, argument: u64) -> Result<u64,
         VcpuOp::SET_SINGLESHOT_TIMER => {
             own(cpu, vcpu)?;
             let timer: SetSingleshotTimer = cpu.read(argument)?;
-            if timer.flags.contains(SingleshotFlags::FUTURE) && timer.timeout_abs_ns < now() {
-                return Err(Errno::ETIME);
-            }
             cpu.shared().timers.set_singleshot(timer.timeout_abs_ns.min(NEVER - 1));
             Ok(0)
         }
@@ -120,10 +121,10 @@ fn set_timer(cpu: &Cpu, vcpu: usize, set: impl FnOnce(&super::timers::Timers)) {
 /// Gives a CPU that is down its first state.
 fn initialise(cpu: &Cpu, vcpu: usize, argument: u64) -> Result<u64, Errno> {
     let shared = cpu.domain.vcpu(vcpu);
+    let context = Box::new(cpu.read::<VcpuGuestContext>(argument)?);
     if vcpu == cpu.index || shared.is_initialised() {
         return Err(Errno::EEXIST);
     }
-    let context = Box::new(cpu.read::<VcpuGuestContext>(argument)?);
     let table = |control: u64| {
         let frame = control >> PAGE_SHIFT;
         (frame != 0).then_some(Mfn(frame))

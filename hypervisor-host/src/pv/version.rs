@@ -20,8 +20,8 @@ fn features() -> XenFeatures {
     XenFeatures::MMU_PT_UPDATE_PRESERVE_AD
         | XenFeatures::HIGHMEM_ASSIST
         | XenFeatures::GNTTAB_MAP_AVAIL_BITS
-        | XenFeatures::PAE_PGDIR_ABOVE_4GB
         | XenFeatures::MEMORY_OP_VNODE_SUPPORTED
+        | XenFeatures::DIRECT_MAPPED
 }
 
 /// What a guest may rely on whose memory the processor translates.
@@ -72,11 +72,11 @@ pub(crate) fn xen_version(cpu: &mut Cpu, [op, argument, ..]: [u64; 6]) -> Answer
             info.submap = match info.submap_idx {
                 0 if cpu.domain.space.is_translated() => translated_features().bits(),
                 0 => features().bits(),
-                1 => 0,
                 _ => return Err(Errno::EINVAL),
             };
             cpu.write(argument, &info).map(|()| 0)
         }),
+        XenVersionOp::PAGESIZE if argument != 0 => Err(Errno::EINVAL),
         XenVersionOp::PAGESIZE => Ok(4096),
         XenVersionOp::GUEST_HANDLE => cpu.write(argument, &cpu.domain.uuid()).map(|()| 0),
         // Hypervisor's own, which is nobody's business and empty here.

@@ -11,7 +11,7 @@ use janus_proto::abi::virtio::{DeviceId, feature};
 use janus_proto::virtqueue::Segment;
 
 use super::balloon::VirtioBalloon;
-use super::baseline::DeviceFrames;
+use super::baseline::IdentityFrames;
 use super::baseline_blk::BaselineBlk;
 use super::fake::{FakeDevice, ProcessMemory, read, write};
 use super::low_rate::{VirtioConsole, VirtioRng};
@@ -31,8 +31,7 @@ fn frames() -> &'static HeapFrames {
 }
 
 // SAFETY: `ProcessMemory` takes every device address for a pointer.
-unsafe impl DeviceFrames for Host {
-    const ANY_MEMORY: bool = true;
+unsafe impl IdentityFrames for Host {
     fn frames() -> &'static dyn FrameSource {
         frames()
     }

@@ -151,9 +151,6 @@ pub(super) fn set_priority(table: &mut Table, port: Port, priority: u32) -> Resu
         return Err(Errno::EINVAL);
     }
     let channel = table.channels.get_mut(port.0 as usize).ok_or(Errno::EINVAL)?;
-    if matches!(channel.binding, Binding::Free) {
-        return Err(Errno::EINVAL);
-    }
     if table.fifo.is_none() {
         return Err(Errno::ENOSYS);
     }

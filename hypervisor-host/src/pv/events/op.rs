@@ -29,6 +29,16 @@ fn is_own(cpu: &Cpu, domain: DomId) -> bool {
     domain == DomId::SELF || domain == cpu.domain.id()
 }
 
+/// What is wrong with another domain: domain 0 is there, and others are not.
+fn foreign(domain: DomId) -> Errno {
+    if domain == DomId(0) { Errno::EPERM } else { Errno::ESRCH }
+}
+
+/// Physical interrupts that there could be.
+const PIRQS: u32 = 1 << 16;
+/// `EVTCHNOP_reset_cont`.
+const RESET_CONT: EventChannelOp = EventChannelOp(14);
+
 fn operate(cpu: &mut Cpu, op: EventChannelOp, argument: u64) -> Result<(), Errno> {
     let events = &cpu.domain.events;
     match op {
@@ -42,7 +52,7 @@ fn operate(cpu: &mut Cpu, op: EventChannelOp, argument: u64) -> Result<(), Errno
         EventChannelOp::ALLOC_UNBOUND => {
             let mut alloc: AllocUnbound = cpu.read(argument)?;
             if !is_own(cpu, alloc.dom) {
-                return Err(Errno::ESRCH);
+                return Err(foreign(alloc.dom));
             }
             alloc.port = events.alloc_unbound(alloc.remote_dom)?;
             cpu.write(argument, &alloc)
@@ -68,7 +78,10 @@ fn operate(cpu: &mut Cpu, op: EventChannelOp, argument: u64) -> Result<(), Errno
             cpu.write(argument, &bind)
         }
         // The domain has no interrupts of a machine.
-        EventChannelOp::BIND_PIRQ => Err(Errno::EPERM),
+        EventChannelOp::BIND_PIRQ => {
+            let pirq: u32 = cpu.read(argument)?;
+            Err(if pirq < PIRQS { Errno::EPERM } else { Errno::EINVAL })
+        }
         EventChannelOp::CLOSE => {
             let close: Close = cpu.read(argument)?;
             events.close(close.port)
@@ -76,7 +89,7 @@ fn operate(cpu: &mut Cpu, op: EventChannelOp, argument: u64) -> Result<(), Errno
         EventChannelOp::STATUS => {
             let mut status: Status = cpu.read(argument)?;
             if !is_own(cpu, status.dom) {
-                return Err(if status.dom == DomId(0) { Errno::EPERM } else { Errno::ESRCH });
+                return Err(foreign(status.dom));
             }
             let found = events.status(status.port)?;
             status.status = found.status;
@@ -92,10 +105,10 @@ fn operate(cpu: &mut Cpu, op: EventChannelOp, argument: u64) -> Result<(), Errno
             let unmask: Unmask = cpu.read(argument)?;
             events.unmask(unmask.port)
         }
-        EventChannelOp::RESET => {
+        EventChannelOp::RESET | RESET_CONT => {
             let reset: Reset = cpu.read(argument)?;
             if !is_own(cpu, reset.dom) {
-                return Err(Errno::ESRCH);
+                return Err(foreign(reset.dom));
             }
             for frame in events.reset() {
                 cpu.domain.space.put(frame, Access::ReadWrite);
@@ -143,6 +156,9 @@ fn init_control(cpu: &Cpu, init: &InitControl) -> Result<(), Errno> {
 
 fn expand_array(cpu: &Cpu, frame: Mfn) -> Result<(), Errno> {
     let events = &cpu.domain.events;
+    if events.lock().fifo.is_none() {
+        return Err(Errno::EOPNOTSUPP);
+    }
     if !cpu.domain.space.get(frame, Access::ReadWrite) {
         return Err(Errno::EINVAL);
     }

@@ -183,13 +183,13 @@ impl<'a> Entries<'a> {
 fn check(head: u32, domain: DomId, access: Access, version: u32) -> Result<(), GrantStatus> {
     let (flags, owner) = ((head & 0xffff) as u16, head >> 16);
     if flags & TYPE_MASK != PERMIT_ACCESS {
-        return Err(GrantStatus::BAD_GNTREF);
+        return Err(GrantStatus::GENERAL_ERROR);
     }
     if version == 2 && flags & SUB_PAGE != 0 {
         return Err(GrantStatus::GENERAL_ERROR);
     }
     if owner != u32::from(domain.0) {
-        return Err(GrantStatus::BAD_GNTREF);
+        return Err(GrantStatus::GENERAL_ERROR);
     }
     if access == Access::ReadWrite && flags & READONLY != 0 {
         return Err(GrantStatus::GENERAL_ERROR);

@@ -15,7 +15,6 @@ use crate::pv::cpu::Cpu;
 use crate::pv::hypercall::{Answer, low32};
 
 /// Operations that `janus_proto` has no name for, because no frontend of ours makes them.
-const DUMP_TABLE: GrantTableOp = GrantTableOp(3);
 const TRANSFER: GrantTableOp = GrantTableOp(4);
 const UNMAP_AND_REPLACE: GrantTableOp = GrantTableOp(7);
 const GET_STATUS_FRAMES: GrantTableOp = GrantTableOp(9);
@@ -53,6 +52,18 @@ struct SwapGrantRef {
     pad: [u8; 2],
 }
 
+/// `struct gnttab_transfer`.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Transfer {
+    mfn: u64,
+    domid: DomId,
+    pad0: [u8; 2],
+    reference: GrantRef,
+    status: GrantStatus,
+    pad1: [u8; 6],
+}
+
 /// `struct gnttab_cache_flush`.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -80,15 +91,13 @@ pub(crate) fn grant_table_op(cpu: &mut Cpu, [op, list, count, ..]: [u64; 6]) -> 
         GrantTableOp::SETUP_TABLE if count == 1 => each(cpu, list, 1, setup_table),
         GrantTableOp::QUERY_SIZE if count == 1 => each(cpu, list, 1, query_size),
         GET_STATUS_FRAMES if count == 1 => each(cpu, list, 1, get_status_frames),
-        GrantTableOp::GET_VERSION if count == 1 => each(cpu, list, 1, get_version),
-        GrantTableOp::SET_VERSION if count == 1 => each(cpu, list, 1, set_version),
-        GrantTableOp::SETUP_TABLE
-        | GrantTableOp::QUERY_SIZE
-        | GET_STATUS_FRAMES
-        | GrantTableOp::GET_VERSION
-        | GrantTableOp::SET_VERSION => Err(Errno::EINVAL),
-        // Giving pages away, and looking at tables for debugging: not here.
-        DUMP_TABLE | TRANSFER => Err(Errno::EPERM),
+        // These two look at one structure whatever the count is.
+        GrantTableOp::GET_VERSION => each(cpu, list, 1, get_version),
+        GrantTableOp::SET_VERSION => set_version(cpu, list),
+        TRANSFER => each(cpu, list, count, transfer),
+        GrantTableOp::SETUP_TABLE | GrantTableOp::QUERY_SIZE | GET_STATUS_FRAMES => {
+            Err(Errno::EINVAL)
+        }
         _ => Err(Errno::ENOSYS),
     })
 }
@@ -177,19 +186,34 @@ fn get_version(cpu: &mut Cpu, argument: &mut GetVersion) -> Result<(), Errno> {
     Ok(())
 }
 
-fn set_version(cpu: &mut Cpu, argument: &mut SetVersion) -> Result<(), Errno> {
+fn set_version(cpu: &mut Cpu, address: u64) -> Result<u64, Errno> {
+    let mut argument: SetVersion = cpu.read(address)?;
+    let result = change_version(cpu, argument.version);
+    // The version in force goes back in any case.
+    argument.version = cpu.domain.grants.lock().version;
+    cpu.write(address, &argument)?;
+    result.map(|()| 0)
+}
+
+fn change_version(cpu: &Cpu, version: u32) -> Result<(), Errno> {
     let grants = &cpu.domain.grants;
     // The status pages go away with version 2: nobody may have one mapped (XSA-255).
     let mapped = (0..super::MAX_STATUS_FRAMES)
         .any(|index| cpu.domain.space.is_mapped(Mfn(grants.first.0 + MAX_GRANT_FRAMES + index)));
-    let result = if argument.version == 1 && mapped {
-        Err(Errno::EBUSY)
+    if version == 1 && mapped { Err(Errno::EBUSY) } else { grants.set_version(version) }
+}
+
+/// Giving a page away for good: to nobody, for no other domain takes any.
+fn transfer(cpu: &mut Cpu, argument: &mut Transfer) -> Result<(), Errno> {
+    let types = &cpu.domain.grants.types;
+    let frame = Mfn(argument.mfn);
+    argument.status = if types.get(frame, Access::ReadOnly) {
+        types.put(frame, Access::ReadOnly);
+        GrantStatus::BAD_DOMAIN
     } else {
-        grants.set_version(argument.version)
+        GrantStatus::BAD_PAGE
     };
-    // The version in force goes back in any case.
-    argument.version = grants.lock().version;
-    result
+    Ok(())
 }
 
 fn swap(cpu: &mut Cpu, argument: &mut SwapGrantRef) -> Result<(), Errno> {
@@ -198,9 +222,21 @@ fn swap(cpu: &mut Cpu, argument: &mut SwapGrantRef) -> Result<(), Errno> {
 }
 
 /// Caches are coherent: only the arguments are looked at.
-fn cache_flush(_cpu: &mut Cpu, argument: &mut CacheFlush) -> Result<(), Errno> {
+fn cache_flush(cpu: &mut Cpu, argument: &mut CacheFlush) -> Result<(), Errno> {
     let end = usize::from(argument.offset) + usize::from(argument.length);
-    if end > PAGE_SIZE || argument.op & !0x8000_0003 != 0 { Err(Errno::EINVAL) } else { Ok(()) }
+    if end > PAGE_SIZE || argument.op & !0x8000_0003 != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if argument.length == 0 || argument.op == 0 {
+        return Ok(());
+    }
+    let types = &cpu.domain.grants.types;
+    let frame = Mfn(argument.address >> 12);
+    if !types.get(frame, Access::ReadOnly) {
+        return Err(Errno::EPERM);
+    }
+    types.put(frame, Access::ReadOnly);
+    Ok(())
 }
 
 /// Maps a page that this domain granted to itself.
@@ -218,10 +254,13 @@ fn map(cpu: &mut Cpu, argument: &mut MapGrantRef) -> Result<(), Errno> {
 
 fn try_map(cpu: &mut Cpu, argument: &MapGrantRef) -> Result<(u32, Mfn), GrantStatus> {
     if !argument.flags.intersects(MapFlags::HOST_MAP | MapFlags::DEVICE_MAP) {
-        return Err(GrantStatus::GENERAL_ERROR);
+        return Err(GrantStatus::BAD_GNTREF);
     }
-    // Nobody else grants this domain anything: the reference, not the domain, is what is wrong.
-    own(cpu, argument.dom).map_err(|_| GrantStatus::GENERAL_ERROR)?;
+    // Domain 0 grants this domain nothing, and others do not exist.
+    own(cpu, argument.dom).map_err(|error| match error {
+        GrantStatus::PERMISSION_DENIED => GrantStatus::GENERAL_ERROR,
+        other => other,
+    })?;
     let domain = std::sync::Arc::clone(&cpu.domain);
     let access = if argument.flags.contains(MapFlags::READONLY) {
         Access::ReadOnly
@@ -265,7 +304,7 @@ fn try_unmap(cpu: &mut Cpu, argument: &UnmapGrantRef) -> Result<(), GrantStatus>
     }
     if argument.dev_bus_addr != 0 && left.contains(MapFlags::DEVICE_MAP) {
         if argument.dev_bus_addr != held.frame.0 << 12 {
-            return Err(GrantStatus::GENERAL_ERROR);
+            return Err(GrantStatus::BAD_DEV_ADDR);
         }
         left.remove(MapFlags::DEVICE_MAP);
     }
@@ -314,7 +353,9 @@ impl<'a> End<'a> {
         is_reference: bool,
         access: Access,
     ) -> Result<Self, GrantStatus> {
-        own(cpu, end.domid)?;
+        // A frame of another domain is never this one's to name.
+        own(cpu, end.domid)
+            .map_err(|error| if is_reference { error } else { GrantStatus::PERMISSION_DENIED })?;
         let table = &*cpu.domain.grants;
         if is_reference {
             let reference = GrantRef(u32::try_from(end.target & 0xffff_ffff).unwrap_or(0));

@@ -20,8 +20,6 @@ impl Entry {
     const GLOBAL: u64 = 1 << 8;
     /// Xen's mark of a page without `USER`: all pages of a 64-bit guest have that bit in truth.
     const GUEST_KERNEL: u64 = 1 << 52;
-    /// Xen's mark of a grant mapping.
-    const GRANT: u64 = 1 << 62;
     pub(crate) const NO_EXECUTE: u64 = 1 << 63;
     /// The bits of the frame number.
     pub(crate) const FRAME: u64 = 0x000f_ffff_ffff_f000;
@@ -51,11 +49,7 @@ impl Entry {
 
     /// Whether it has bits that a guest may not set at this level.
     pub(crate) fn is_disallowed(self, level: u8) -> bool {
-        let mask = if level == 1 {
-            (Self::DISALLOWED | Self::GRANT) & !Self::GLOBAL
-        } else {
-            Self::DISALLOWED
-        };
+        let mask = if level == 1 { Self::DISALLOWED & !Self::GLOBAL } else { Self::DISALLOWED };
         self.0 & mask != 0
     }
 
@@ -78,8 +72,11 @@ impl Entry {
         if !self.is_present() {
             return self;
         }
-        if level > 1 {
-            return Self(self.0 | Self::USER);
+        match level {
+            // Xen copies top tables for its CPUs, and cannot see which entries those use.
+            4 => return Self(self.0 | Self::USER | Self::ACCESSED),
+            2 | 3 => return Self(self.0 | Self::USER),
+            _ => {}
         }
         let mut bits = self.0;
         if bits & Self::USER == 0 {
@@ -129,7 +126,6 @@ mod tests {
             }
         }
         assert!(!Entry(Entry::GLOBAL).is_disallowed(1) && Entry(Entry::GLOBAL).is_disallowed(2));
-        assert!(Entry(Entry::GRANT).is_disallowed(1));
         assert!(!Entry(Entry::NO_EXECUTE | 0xe67).is_disallowed(1));
     }
 }

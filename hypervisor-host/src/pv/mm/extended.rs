@@ -52,7 +52,8 @@ impl Memory {
         self.resident.apply(engine);
         if done != 0 {
             let made = u32::try_from(made).unwrap_or(u32::MAX);
-            self.copy_to_guest(vcpu, done, &made.to_le_bytes())?;
+            // As Xen: that this cannot be told is no error.
+            let _ = self.copy_to_guest(vcpu, done, &made.to_le_bytes());
         }
         result
     }
@@ -81,7 +82,8 @@ impl Memory {
             MmuextCmd::TLB_FLUSH_MULTI | MmuextCmd::INVLPG_MULTI => {
                 self.cpu_mask(vcpu, operation.arg2).map_err(|_| Errno::EINVAL)?;
             }
-            FLUSH_CACHE | FLUSH_CACHE_GLOBAL => return Err(Errno::EINVAL),
+            FLUSH_CACHE => return Err(Errno::EACCES),
+            FLUSH_CACHE_GLOBAL => return Err(Errno::EINVAL),
             MmuextCmd::SET_LDT => self.set_ldt(vcpu, operation.arg1, operation.arg2)?,
             MmuextCmd::CLEAR_PAGE => self.write_page(engine, frame, None)?,
             MmuextCmd::COPY_PAGE => {

@@ -26,6 +26,9 @@ const ERROR_WRITE: u32 = 1 << 1;
 const ERROR_USER: u32 = 1 << 2;
 const ERROR_FETCH: u32 = 1 << 4;
 
+/// Where Xen maps all of the machine's memory (`DIRECTMAP_VIRT_START`), and where that ends at the latest.
+const XENS_MAP: core::ops::Range<u64> = 0xffff_8300_0000_0000..0xffff_8800_0000_0000;
+
 /// What became of a page fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -184,13 +187,17 @@ impl Memory {
                 None => Outcome::NotMapped(code),
             };
         }
+        // There is something of Xen's own: its map of all memory.
+        if XENS_MAP.contains(&address) {
+            return Outcome::Protection(code | ERROR_PRESENT);
+        }
         let leaf = self.root(vcpu).and_then(|root| Some((root, self.walk(root, address)?)));
         let Some((root, leaf)) = leaf else { return Outcome::NotMapped(code) };
         if write && !leaf.write || fetch && !leaf.execute {
             return Outcome::Protection(code | ERROR_PRESENT);
         }
         self.mark(&leaf, if write { Entry::ACCESSED | Entry::DIRTY } else { Entry::ACCESSED });
-        if !is_mappable(address) || self.devices.contains(&leaf.entry.frame()) {
+        if !is_mappable(address) {
             return Outcome::Unmappable;
         }
         self.map_around(root, engine, address & !(PAGE_SIZE as u64 - 1), &leaf, write);

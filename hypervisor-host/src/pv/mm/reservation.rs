@@ -3,9 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use janus_proto::abi::xen::Errno;
-use janus_proto::abi::xen::memory::{
-    Domain, Exchange, MachphysMapping, MemoryOp, RemoveFromPhysmap, Reservation,
-};
+use janus_proto::abi::xen::memory::{Domain, Exchange, MachphysMapping, MemoryOp, Reservation};
 use janus_proto::abi::xen::shared_info::SharedInfo;
 use janus_proto::addr::{DomId, Mfn};
 use zerocopy::IntoBytes as _;
@@ -22,15 +20,37 @@ const COMMAND_BITS: u32 = 6;
 const MAX_ORDER: u32 = 9;
 /// Frames that one entry of `XENMEM_machphys_mfn_list` stands for: 2 MiB.
 const LIST_STEP: u64 = 512;
-/// Operations for toolstacks: claim_pages, set_pod_target, get_pod_target, set_memory_map.
-const PRIVILEGED: [MemoryOp; 5] =
-    [MemoryOp(24), MemoryOp(16), MemoryOp(17), MemoryOp(13), MemoryOp::MACHINE_MEMORY_MAP];
-/// `XENMEM_get_vnumainfo`.
+/// `XENMEM_*` that no guest of ours makes.
+const SET_MEMORY_MAP: MemoryOp = MemoryOp(13);
+const SET_POD_TARGET: MemoryOp = MemoryOp(16);
+const GET_POD_TARGET: MemoryOp = MemoryOp(17);
+const SHARING_FREED_PAGES: MemoryOp = MemoryOp(18);
+const SHARING_SHARED_PAGES: MemoryOp = MemoryOp(19);
+const ACCESS_OP: MemoryOp = MemoryOp(21);
+const ADD_TO_PHYSMAP_BATCH: MemoryOp = MemoryOp(23);
+const CLAIM_PAGES: MemoryOp = MemoryOp(24);
+const PAGING_OP: MemoryOp = MemoryOp(25);
 const VNUMA: MemoryOp = MemoryOp(26);
+const RESERVED_DEVICE_MEMORY: MemoryOp = MemoryOp(27);
+const ACQUIRE_RESOURCE: MemoryOp = MemoryOp(28);
 
 /// Only one's own domain.
 fn own(domain: DomId) -> Result<(), Errno> {
-    if domain == DomId::SELF { Ok(()) } else { Err(Errno::ESRCH) }
+    match domain {
+        DomId::SELF => Ok(()),
+        DomId(0) => Err(Errno::EPERM),
+        _ => Err(Errno::ESRCH),
+    }
+}
+
+/// One range of memory (`struct e820entry`, packed): address, size, type 1.
+fn e820_of_all(pages: u64) -> [u8; 20] {
+    let mut entry = [0; 20];
+    let fields = [0_u64.to_le_bytes(), (pages << 12).to_le_bytes(), 1_u64.to_le_bytes()];
+    for (to, from) in entry.iter_mut().zip(fields.as_flattened()) {
+        *to = *from;
+    }
+    entry
 }
 
 impl Memory {
@@ -93,18 +113,45 @@ impl Memory {
                 result
             }
             // For guests whose frames Xen translates.
-            MemoryOp::ADD_TO_PHYSMAP => Err(Errno::EACCES),
-            MemoryOp::REMOVE_FROM_PHYSMAP => {
-                let remove: RemoveFromPhysmap = self.fetch(vcpu, argument)?;
-                own(remove.domid)?;
-                let frame = Mfn(remove.gpfn.0);
-                self.get_page(frame)?;
-                self.put_page(frame);
+            MemoryOp::ADD_TO_PHYSMAP => {
+                let domain = self.fetch::<Domain>(vcpu, argument)?.domid;
+                // Domain 0 is not asked for its rights: the call is none for a PV domain.
+                if domain == DomId(0) {
+                    Err(Errno::EACCES)
+                } else {
+                    own(domain).and(Err(Errno::EACCES))
+                }
+            }
+            MemoryOp::REMOVE_FROM_PHYSMAP | ADD_TO_PHYSMAP_BATCH => {
+                self.fetch::<Domain>(vcpu, argument)?;
+                Err(Errno::EACCES)
+            }
+            MemoryOp::MEMORY_MAP => {
+                // `struct xen_memory_map`: nr_entries, buffer.
+                let [room, buffer]: [u64; 2] = self.fetch(vcpu, argument)?;
+                let count = u32::from(room & 0xffff_ffff > 0);
+                if count > 0 {
+                    self.copy_to_guest(vcpu, buffer, &e820_of_all(self.max_pages))?;
+                }
+                self.copy_to_guest(vcpu, argument, &count.to_le_bytes())?;
                 Ok(0)
             }
-            operation if PRIVILEGED.contains(&operation) => Err(Errno::EPERM),
-            VNUMA => Err(Errno::EOPNOTSUPP),
-            // Among them the E820 map, which only domains with devices have.
+            // Nothing is shared between domains.
+            SHARING_FREED_PAGES | SHARING_SHARED_PAGES => Ok(0),
+            MemoryOp::MACHINE_MEMORY_MAP => Err(Errno::EPERM),
+            // For toolstacks, which look at the argument before they look at the rights.
+            SET_MEMORY_MAP | CLAIM_PAGES => {
+                self.fetch::<Domain>(vcpu, argument).and(Err(Errno::EPERM))
+            }
+            SET_POD_TARGET | GET_POD_TARGET | ACCESS_OP => {
+                self.fetch::<Domain>(vcpu, argument).and(Err(Errno::EINVAL))
+            }
+            PAGING_OP => Err(Errno::EOPNOTSUPP),
+            VNUMA | ACQUIRE_RESOURCE => {
+                let domain = self.fetch::<Domain>(vcpu, argument)?.domid;
+                own(domain).and(Err(Errno::EOPNOTSUPP))
+            }
+            RESERVED_DEVICE_MEMORY => self.fetch::<Domain>(vcpu, argument).map(|_| 0),
             _ => Err(Errno::ENOSYS),
         }
     }
@@ -201,7 +248,13 @@ impl Memory {
     fn exchange(&mut self, vcpu: usize, argument: u64) -> Result<u64, Errno> {
         let exchange: Exchange = self.fetch(vcpu, argument)?;
         let (give, take) = (exchange.give, exchange.take);
+        if give.nr_extents == 0 && take.nr_extents == 0 && exchange.nr_exchanged == 0 {
+            return Ok(0);
+        }
         own(give.domid)?;
+        if give.extent_order.max(take.extent_order) > MAX_ORDER {
+            return Err(Errno::EPERM);
+        }
         let frames = |reservation: &Reservation| {
             if reservation.extent_order > MAX_ORDER {
                 return None;

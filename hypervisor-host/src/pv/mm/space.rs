@@ -106,20 +106,6 @@ impl Space for SharedMemory {
         self.lock().write_table(vcpu, engine, address, old, new, size)
     }
 
-    fn permit(&self, frame: Mfn) {
-        self.lock().devices.insert(frame);
-    }
-
-    fn device_frame(&self, vcpu: usize, address: u64, write: bool) -> Option<Mfn> {
-        let memory = self.lock();
-        if memory.devices.is_empty() {
-            return None;
-        }
-        let leaf = memory.walk(memory.root(vcpu)?, address)?;
-        let frame = leaf.entry.frame();
-        (memory.devices.contains(&frame) && (leaf.write || !write)).then_some(frame)
-    }
-
     fn hypercall(
         &self,
         vcpu: usize,
@@ -137,7 +123,13 @@ impl Space for SharedMemory {
                 return Some(self.lock().update_descriptor(engine, arguments));
             }
             // No domain has power over another.
-            Hypercall::UPDATE_VA_MAPPING_OTHERDOMAIN => return Some(Err(Errno::ESRCH)),
+            Hypercall::UPDATE_VA_MAPPING_OTHERDOMAIN => {
+                let [address, entry, flags, domain, ..] = arguments;
+                return Some(super::update::only_itself(domain).and_then(|()| {
+                    let own = [address, entry, flags, 0, 0, 0];
+                    self.lock().update_va_mapping(vcpu, engine, own)
+                }));
+            }
             _ => return None,
         };
         Some(call(&mut self.lock(), vcpu, engine, arguments))

@@ -20,11 +20,29 @@ pub(super) fn count(argument: u64) -> u64 {
     argument & 0xffff_ffff & !PREEMPTED
 }
 
-/// The domain argument of both: no domain has power over another here.
+/// `MMU_PT_UPDATE_NO_TRANSLATE`: frames of PV guests are never translated.
+const PT_UPDATE_NO_TRANSLATE: MmuUpdateKind = MmuUpdateKind(3);
+
+/// What a domain argument says: no domain has power over another here. Domain 0, and Xen's own, are there; others not.
 pub(super) fn only_itself(domain: u64) -> Result<(), Errno> {
-    let pages_of = u16::try_from(domain & 0xffff).unwrap_or(0);
-    let tables_of = domain >> 16 & 0xffff;
-    if DomId(pages_of) == DomId::SELF && tables_of == 0 { Ok(()) } else { Err(Errno::ESRCH) }
+    match DomId(u16::try_from(domain & 0xffff).unwrap_or(0)) {
+        DomId::SELF => Ok(()),
+        DomId(0) | DomId::IO | DomId::XEN => Err(Errno::EPERM),
+        _ => Err(Errno::ESRCH),
+    }
+}
+
+/// The argument of `mmu_update`, whose upper half names the owner of the tables, plus one.
+fn whose(domain: u64) -> Result<(), Errno> {
+    match domain >> 16 & 0xffff {
+        0 => {}
+        tables_of => only_itself(tables_of - 1)?,
+    }
+    match DomId(u16::try_from(domain & 0xffff).unwrap_or(0)) {
+        // Pages of devices can be named, and this domain has none.
+        DomId::IO => Err(Errno::EINVAL),
+        _ => only_itself(domain),
+    }
 }
 
 impl Memory {
@@ -38,8 +56,11 @@ impl Memory {
         engine: &mut dyn Vcpu,
         [updates, number, done, domain, ..]: [u64; 6],
     ) -> Result<u64, Errno> {
-        only_itself(domain)?;
         let number = count(number);
+        if number == 0 {
+            return Ok(0);
+        }
+        whose(domain)?;
         let mut made = 0;
         let mut result = Ok(0);
         while made < number {
@@ -69,11 +90,13 @@ impl Memory {
         engine: &mut dyn Vcpu,
         update: MmuUpdate,
     ) -> Result<u64, Errno> {
-        let kind = MmuUpdateKind(update.ptr & 3);
-        let address = update.ptr & !3;
+        let kind = MmuUpdateKind(update.ptr & 7);
+        let address = update.ptr & !7;
         let frame = Mfn(address >> 12);
         match kind {
-            MmuUpdateKind::NORMAL_PT_UPDATE | MmuUpdateKind::PT_UPDATE_PRESERVE_AD => {
+            MmuUpdateKind::NORMAL_PT_UPDATE
+            | MmuUpdateKind::PT_UPDATE_PRESERVE_AD
+            | PT_UPDATE_NO_TRANSLATE => {
                 self.get_page(frame)?;
                 let keep = kind == MmuUpdateKind::PT_UPDATE_PRESERVE_AD;
                 let result = self.update_word(engine, address, Entry(update.val), keep);

@@ -92,5 +92,7 @@ open_flags! {
         const GRANT_MAP_IDENTITY = 1 << 12;
         /// Virtual nodes in memory operations.
         const MEMORY_OP_VNODE_SUPPORTED = 1 << 13;
+        /// The frames that the guest names are those of the machine.
+        const DIRECT_MAPPED = 1 << 17;
     }
 }

@@ -229,3 +229,63 @@ fn a_guest_that_breaks_its_stub_only_ends_itself() {
     let end = world.cpu.run(&mut world.registers);
     assert!(matches!(end, Err(EngineError::Ended(_))), "{end:?}");
 }
+
+/// What the host says of a guest's process.
+fn proc(world: &World, file: &str) -> String {
+    std::fs::read_to_string(format!("/proc/{}/{file}", world.cpu.seat.child.pid())).unwrap()
+}
+
+#[test]
+fn a_guests_process_has_one_file_no_rights_and_nothing_of_ours() {
+    let mut world = World::new(code!["ud2"]);
+    assert_eq!(world.run(), fault(6, 0, 0));
+    let status = proc(&world, "status");
+    for line in
+        ["NoNewPrivs:\t1", "Seccomp:\t2", "CapEff:\t0000000000000000", "CapPrm:\t0000000000000000"]
+    {
+        // Tests may run as root: what root's process may do the filter forbids all the same.
+        let is_capability = line.starts_with("Cap");
+        assert!(
+            status.contains(line) || is_capability && rustix::process::geteuid().is_root(),
+            "{line} in {status}"
+        );
+    }
+    let files: Vec<_> = std::fs::read_dir(format!("/proc/{}/fd", world.cpu.seat.child.pid()))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(files, ["3"]);
+    for line in proc(&world, "maps").lines() {
+        let known = ["memfd:guest", "memfd:janus-", "[vsyscall]"];
+        assert!(known.iter().any(|name| line.contains(name)), "{line}");
+    }
+}
+
+#[test]
+fn every_place_in_the_stub_is_a_door_to_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let canary = folder.path().join("canary");
+    std::fs::write(&canary, "sings").unwrap();
+    let start = stub::gate();
+    // `getpid`, `exit_group`, and what the stub itself calls: with registers that would do harm if they counted.
+    let numbers = [libc::SYS_getpid, libc::SYS_exit_group, libc::SYS_mmap, libc::SYS_kill];
+    for (offset, number) in (0..stub::code().len() as u64).step_by(11).zip(numbers.iter().cycle()) {
+        let mut world = World::new(code!["ud2"]);
+        world.cpu.patience = Duration::from_millis(30);
+        let registers = &mut world.registers;
+        (registers.rip, registers.rax) = (start + offset, number.cast_unsigned());
+        (registers.rdi, registers.rsi, registers.rdx) = (STUB, 0x1000, RWX);
+        (registers.r10, registers.r8, registers.r9) = (SHARED, RAM_FILE, 0);
+        world.cpu.set_deadline(Some(host::now() + 20_000_000));
+        // Whatever it is: an exit of the guest's, or its end.
+        for _ in 0..4 {
+            match world.cpu.run(&mut world.registers) {
+                Ok(Exit::Kicked) => world.cpu.kicker().kick(),
+                Ok(_) => {}
+                // Killed, or caught lying: also about what the host had refused it.
+                Err(_) => break,
+            }
+        }
+    }
+    assert_eq!(std::fs::read_to_string(&canary).unwrap(), "sings");
+}
