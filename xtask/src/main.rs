@@ -1,6 +1,7 @@
 //! `cargo xtask`: the one entry point for building, running and testing.
 
 mod bench;
+mod conformance;
 mod console;
 mod cpio;
 mod disk;
@@ -48,6 +49,7 @@ enum Task {
     /// Runs all tests with every row required, and checks the source's rules: what CI does.
     Ci,
     Bench(bench::BenchArguments),
+    Conformance(conformance::ConformanceArguments),
     /// Checks the source's own rules.
     Tidy {
         /// First writes the unsafe ledger of ARCHITECTURE.md from the tree.
@@ -89,6 +91,7 @@ fn main() -> ExitCode {
         Task::Run(arguments) => run::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Conformance(arguments) => conformance::run(&arguments),
         Task::Ci => test::ci(),
         Task::Tidy { fix } => tidy(fix),
         Task::Lab(LabTask::Xen(arguments)) => {

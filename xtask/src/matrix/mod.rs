@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::results::{Outcome, Results};
-use crate::{listing, run};
+use crate::{conformance, listing, run};
 use data::{Case, Instance, Row};
 
 /// Which instances to run; an empty list means all.
@@ -133,7 +133,13 @@ fn note(instance: &Instance, run: Result<judge::Run>, start: Instant, results: &
     let judged = run.and_then(|run| {
         let expect: Result<Vec<String>> =
             instance.case.expect.iter().map(|text| disks::fill_in(text)).collect();
-        Ok(judge::judge(&instance.case, &expect?, &run))
+        let judged = judge::judge(&instance.case, &expect?, &run);
+        if instance.case.answers && judged.0 == Outcome::Success {
+            let differing =
+                conformance::check(&instance.row_name, &instance.case.name, &run.console)?;
+            return Ok(differing.map_or(judged, |what| (Outcome::Failure, what)));
+        }
+        Ok(judged)
     });
     let (outcome, detail) = judged.unwrap_or_else(|error| (Outcome::Error, format!("{error:#}")));
     results.single(&instance.row_name, &instance.case.name, outcome, detail, start.elapsed());
@@ -150,7 +156,7 @@ fn run_single(instance: &Instance, images: &BTreeMap<String, PathBuf>) -> Result
             qemu_row::run(instance, &image)
         }
         Row::Dom0(mode) => qemu_row::run_as_dom0(instance, &image, mode),
-        Row::Monitor(devices) => monitor_row::run(instance, &image, devices),
+        Row::Monitor => monitor_row::run(instance, &image),
         Row::Xen(_) | Row::Kvm(_) => bail!("not a row for a single machine"),
     }
 }
