@@ -1,5 +1,7 @@
 //! A guest from its description to its end: builds the domain, surrounds it, starts it.
 
+mod virtio;
+
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -10,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use janus_proto::abi::xen::Errno;
 use janus_proto::addr::{DomId, Port};
 
+pub use self::virtio::{Bus, VirtioConsolePlace, VirtioDevices};
 use crate::engine::monitor::Monitor;
 use crate::engine::{EngineError, Vcpu};
 use crate::host::{DiskOptions, Endpoint, Host, HostError, Identity, Image, Network, PlugError};
@@ -72,6 +75,8 @@ pub struct Description {
     pub disks: Vec<DiskFile>,
     /// Its cards, each on a network of its own.
     pub networks: Vec<Card>,
+    /// Its virtio devices beside disks and cards.
+    pub virtio: VirtioDevices,
     /// Where its xenstore is served to the host's own tools.
     pub store_socket: Option<PathBuf>,
     /// It is paused once before its first instruction: [`Domain::unpause`] starts it.
@@ -85,6 +90,8 @@ pub struct Card {
     pub kind: NetworkKind,
     /// Its address; `None`: one of Xen's, made from the guest's UUID.
     pub mac: Option<[u8; 6]>,
+    /// Its protocol.
+    pub bus: Bus,
 }
 
 /// What a card is plugged into.
@@ -133,6 +140,12 @@ impl fmt::Display for GuestError {
 }
 
 impl std::error::Error for GuestError {}
+
+impl From<StartError> for GuestError {
+    fn from(error: StartError) -> Self {
+        Self::Network(error)
+    }
+}
 
 impl From<HostError> for GuestError {
     fn from(error: HostError) -> Self {
@@ -208,6 +221,11 @@ pub(crate) fn surround(
     }
     let numbers = (FIRST_DISK..).step_by(DISK_STEP as usize);
     for ((number, disk), image) in numbers.zip(&description.disks).zip(disks) {
+        if disk.bus == Bus::Virtio {
+            let reach = description.virtio.reach;
+            virtio::plug_disk(&host, reach, disk, image, description.vcpus)?;
+            continue;
+        }
         // Direct I/O waits for the device, and the guest's CPU shall not.
         let options = DiskOptions { worker: disk.direct, ..DiskOptions::default() };
         host.plug_disk_with(disk.number.unwrap_or(number), image, options)?;
@@ -218,6 +236,11 @@ pub(crate) fn surround(
         // Xen's own prefix.
         let own = [0x00, 0x16, 0x3e, a & 0x7f, b, c.wrapping_add(handle.to_le_bytes()[0])];
         let mac = card.mac.unwrap_or(own);
+        if card.bus == Bus::Virtio {
+            let reach = description.virtio.reach;
+            networks.extend(virtio::plug_card(&host, reach, mac, &card.kind)?);
+            continue;
+        }
         let config = match &card.kind {
             NetworkKind::User(config) => config,
             NetworkKind::Tap(name) => {
@@ -235,6 +258,7 @@ pub(crate) fn surround(
             PlugError::Host(error) => GuestError::Host(error),
         })?;
     }
+    virtio::plug_others(&host, &description.virtio)?;
     Ok((host, networks))
 }
 
@@ -305,7 +329,7 @@ impl Guest {
             first.run();
         }
         let ended = self.domain.wait();
-        self.host.console().close();
+        self.host.close_consoles();
         ended
     }
 }

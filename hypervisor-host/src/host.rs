@@ -18,12 +18,14 @@ mod socket;
 pub mod tap;
 #[cfg(test)]
 mod tests;
+mod virtio;
 
 pub use card::Doorbell;
 pub use console::{Endpoint, Output};
 pub use devices::{DeviceStatus, Host, HostError, Identity, Image, Network, OnDevice, PlugError};
 pub use disk::DiskOptions;
 pub use guest::{Guest, Notify};
+pub use virtio::Reach;
 
 /// The console of a domain.
 pub type Console = std::sync::Arc<console::ConsoleCore<std::sync::Arc<crate::pv::domain::Domain>>>;

@@ -4,6 +4,8 @@
 //! [`Netback`] is the data path of one pair of rings. A card may have several: [`CardNet`] shares a network out between
 //! them, as the control ring ([`Control`]) says.
 
+pub(crate) mod checksum;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -20,6 +20,7 @@ mod fake;
 pub mod grant;
 pub(crate) mod hvm;
 pub mod hypercall;
+pub mod io;
 pub mod mm;
 mod msr;
 mod multicall;

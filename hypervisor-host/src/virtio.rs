@@ -16,9 +16,14 @@
 //! through raw pointers, where ours may be granted page by page and is only ever atomics; and without the event index
 //! it interrupts drivers that asked not to be.
 
+pub mod balloon;
+pub mod blk;
+pub mod console;
 pub mod device;
 pub mod memory;
 pub mod mmio;
+pub mod net;
+pub mod pv;
 pub mod queue;
 pub mod rng;
 #[cfg(test)]
@@ -39,6 +44,10 @@ pub trait Model: Send + Sync + 'static {
     /// The features of its kind that it offers; those of the queues are added.
     fn features(&self) -> u64 {
         0
+    }
+    /// Whether to serve it takes long: each queue has a thread then, and no CPU of the guest's waits.
+    fn is_slow(&self) -> bool {
+        false
     }
     /// The most entries of each queue, a power of two each.
     fn queues(&self) -> &[u16];

@@ -134,6 +134,27 @@ impl<M: Deref<Target = [AtomicU32]>> GrantTable<M> {
         Some(reference)
     }
 
+    /// Grants frames, each with the next reference; answers the first. `None`: so many references in a row are not
+    /// free, and nothing is granted.
+    pub fn grant_run(&mut self, domain: DomId, frames: &[u32], access: Access) -> Option<GrantRef> {
+        let count = frames.len().max(1);
+        let mut sorted = self.free.clone();
+        sorted.sort_unstable();
+        let in_a_row = |window: &&[u32]| match window {
+            [first, .., last] => (last - first) as usize == count - 1,
+            _ => true,
+        };
+        let run = sorted.windows(count).find(in_a_row)?;
+        let (first, last) = (*run.first()?, *run.last()?);
+        // To the end, where references are taken from, so that they go out in their order.
+        self.free.retain(|reference| !(first..=last).contains(reference));
+        self.free.extend(run.iter().rev());
+        for frame in frames {
+            self.grant(domain, *frame, access)?;
+        }
+        Some(GrantRef(first))
+    }
+
     /// Takes a page back, and its reference.
     ///
     /// # Errors

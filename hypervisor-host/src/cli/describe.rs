@@ -4,7 +4,8 @@ use std::path::Path;
 
 use super::detach;
 use super::options::RunArguments;
-use crate::guest::{Card, Description, NetworkKind};
+use crate::guest::{Bus, Card, Description, NetworkKind, VirtioDevices};
+use crate::host::Reach;
 use crate::usernet::Config;
 
 /// The guest that was asked for.
@@ -23,12 +24,28 @@ pub(super) fn describe(arguments: &RunArguments) -> Result<Description, String> 
     if !arguments.publish.is_empty() {
         let user = |card: &&mut Card| matches!(card.kind, NetworkKind::User(_));
         if networks.iter_mut().find(user).is_none() {
-            networks.push(Card { kind: NetworkKind::User(Config::default()), mac: None });
+            networks.push(Card {
+                kind: NetworkKind::User(Config::default()),
+                mac: None,
+                bus: Bus::default(),
+            });
         }
         if let Some(Card { kind: NetworkKind::User(config), .. }) = networks.iter_mut().find(user) {
             config.publish.clone_from(&arguments.publish);
         }
     }
+    let mut disks = arguments.disk.clone();
+    if arguments.virtio {
+        networks.iter_mut().for_each(|card| card.bus = Bus::Virtio);
+        disks.iter_mut().for_each(|disk| disk.bus = Bus::Virtio);
+    }
+    let reach = if arguments.virtio_grants { Reach::Grants } else { Reach::Machine };
+    let virtio = VirtioDevices {
+        reach,
+        rng: arguments.rng,
+        balloon: arguments.balloon,
+        consoles: arguments.virtio_console.clone(),
+    };
     Ok(Description {
         name,
         kernel,
@@ -38,8 +55,9 @@ pub(super) fn describe(arguments: &RunArguments) -> Result<Description, String> 
         max_memory_mib: arguments.max_memory.unwrap_or(0),
         uuid: arguments.uuid,
         vcpus: arguments.cpus,
-        disks: arguments.disk.clone(),
+        disks,
         networks,
+        virtio,
         store_socket: arguments.xenstore.clone(),
         paused: arguments.paused || arguments.gdb.is_some(),
     })

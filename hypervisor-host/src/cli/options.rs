@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum, ValueHint};
 
 use super::engine::EngineArgument;
 use crate::gdb;
-use crate::guest::{Card, DiskFile, NetworkKind, Writes, disk_number};
+use crate::guest::{Bus, Card, DiskFile, NetworkKind, VirtioConsolePlace, Writes, disk_number};
 use crate::kvm::Door;
 use crate::usernet::{Config, Publish};
 
@@ -30,6 +30,21 @@ pub(super) struct RunArguments {
     /// A network card: `user` needs no rights on the host, `tap:NAME` is an interface of the host. May be repeated.
     #[arg(long, value_name = "user|tap:NAME[,mac=ADDRESS]", value_parser = network)]
     pub(super) net: Vec<Card>,
+    /// All disks and cards are virtio devices; alone, a disk or card is one with `,bus=virtio`.
+    #[arg(long)]
+    pub(super) virtio: bool,
+    /// virtio devices see only memory that the guest grants them.
+    #[arg(long)]
+    pub(super) virtio_grants: bool,
+    /// A virtio entropy source.
+    #[arg(long)]
+    pub(super) rng: bool,
+    /// A virtio console, beside the one that every guest has. May be repeated.
+    #[arg(long, value_name = "file:PATH|socket:PATH|pty")]
+    pub(super) virtio_console: Vec<VirtioConsolePlace>,
+    /// A virtio balloon.
+    #[arg(long)]
+    pub(super) balloon: bool,
     /// A port of this machine that leads into the guest, on the first card (implies `--net user`). May be repeated.
     #[arg(short = 'p', long = "publish", value_name = "[ADDRESS:]PORT:GUESTPORT[/udp]")]
     pub(super) publish: Vec<Publish>,
@@ -205,6 +220,7 @@ fn disk(text: &str) -> Result<DiskFile, String> {
             ("ro", _) => disk.writes = Writes::Refused,
             ("direct", _) => disk.direct = true,
             ("backing", _) => disk.backing = true,
+            (option, _) if let Some(bus) = option.strip_prefix("bus=") => disk.bus = bus.parse()?,
             (option, _) if let Some(name) = option.strip_prefix("format=") => {
                 disk.format = Some(name.parse()?);
             }
@@ -216,7 +232,7 @@ fn disk(text: &str) -> Result<DiskFile, String> {
             _ => {
                 return Err(format!(
                     "`{option}` is not an option of a disk: rw, ro, snapshot, direct, \
-                     backing, format=raw|qcow2, vdev=NAME"
+                     backing, format=raw|qcow2, bus=xen|virtio, vdev=NAME"
                 ));
             }
         }
@@ -231,11 +247,15 @@ fn network(text: &str) -> Result<Card, String> {
         Some(("tap", name)) if !name.is_empty() => NetworkKind::Tap(name.to_owned()),
         _ => return Err(format!("`{network}` is not a network: user, or tap:NAME")),
     };
-    let mut card = Card { kind, mac: None };
+    let mut card = Card { kind, mac: None, bus: Bus::default() };
     for option in options.split(',').filter(|option| !option.is_empty()) {
-        match option.strip_prefix("mac=") {
-            Some(address) => card.mac = Some(mac(address)?),
-            None => return Err(format!("`{option}` is not an option of a card: mac=ADDRESS")),
+        match (option.strip_prefix("mac="), option.strip_prefix("bus=")) {
+            (Some(address), _) => card.mac = Some(mac(address)?),
+            (_, Some(bus)) => card.bus = bus.parse()?,
+            _ => {
+                let options = "mac=ADDRESS, bus=xen|virtio";
+                return Err(format!("`{option}` is not an option of a card: {options}"));
+            }
         }
     }
     Ok(card)
@@ -351,6 +371,9 @@ mod tests {
         {
             assert!(network(wrong).is_err(), "{wrong}");
         }
+        assert_eq!(network("user,bus=virtio").map(|card| card.bus), Ok(Bus::Virtio));
+        assert_eq!(disk("a,bus=virtio").map(|disk| disk.bus), Ok(Bus::Virtio));
+        assert!(network("user,bus=usb").is_err() && disk("a,bus=").is_err());
         assert!(network("tap:").is_err() && network("bridge").is_err());
     }
 }

@@ -154,7 +154,7 @@ fn code_of(status: Option<i32>, reported: Option<u8>) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::{Card, DiskFile};
+    use crate::guest::{Bus, Card, DiskFile, VirtioDevices};
     use crate::usernet::Config;
 
     #[test]
@@ -176,8 +176,9 @@ mod tests {
                 },
             ],
             networks: [NetworkKind::User(user), NetworkKind::Tap("t0".into())]
-                .map(|kind| Card { kind, mac: None })
+                .map(|kind| Card { kind, mac: None, bus: Bus::Xen })
                 .to_vec(),
+            virtio: VirtioDevices::default(),
             store_socket: None,
             max_memory_mib: 0,
             uuid: None,

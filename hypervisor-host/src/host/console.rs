@@ -23,6 +23,7 @@ use super::devices::HostError;
 use super::events::{EventLoop, Interest, READ, WRITE, Waiting};
 use super::guest::{Guest, Notify as _};
 use crate::memory::GrantMapper;
+use crate::virtio::console::ConsoleGuest;
 
 /// Bytes kept for a reader that is slow.
 pub const BUFFER: usize = 1 << 20;
@@ -68,6 +69,24 @@ impl fmt::Debug for Endpoint {
             Self::Socket(path) => f.debug_tuple("Socket").field(path).finish(),
         }
     }
+}
+
+/// A virtio console of this daemon's: the device, and the daemon.
+pub type VirtioConsole = (crate::virtio::console::Console, Arc<ConsoleCore<ConsoleGuest>>);
+
+/// Makes a virtio console that goes to these places.
+///
+/// # Errors
+/// One of them cannot be had.
+pub fn virtio(
+    endpoints: Vec<Endpoint>,
+    events: &Arc<EventLoop>,
+) -> Result<VirtioConsole, HostError> {
+    let endpoints = Endpoints::open(endpoints);
+    let endpoints = endpoints.map_err(|error| HostError::Host("virtio console".into(), error))?;
+    let (device, guest) = crate::virtio::console::Console::new().map_err(HostError::Page)?;
+    let daemon = ConsoleCore::start(&guest, endpoints, guest.page(), events)?;
+    Ok((device, daemon))
 }
 
 /// The endpoints of a console, opened.

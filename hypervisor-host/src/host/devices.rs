@@ -24,6 +24,7 @@ use crate::memory::{GrantMapper, MapError};
 use crate::netback::{NetBackend, NetbackFeatures};
 use crate::pv::domain::Domain;
 use crate::storage::BlockBackend;
+use crate::virtio::console::ConsoleGuest;
 use crate::xenbus::{Device, Driver, Figures};
 use crate::xenstored::ring::RingServer;
 use crate::xenstored::{ConnectionId, Quota, Reply, Xenstored, home as home_of};
@@ -65,6 +66,8 @@ pub enum HostError {
     Exists(&'static str, u32),
     /// There is no such device.
     NoDevice,
+    /// There are as many of these as can be.
+    Full(&'static str),
     /// The host refused something.
     Host(String, io::Error),
 }
@@ -77,6 +80,7 @@ impl fmt::Display for HostError {
             Self::Page(error) => error.fmt(f),
             Self::Store(error) => write!(f, "xenstore: {}", error.name()),
             Self::Exists(kind, number) => write!(f, "there is a {kind} {number} already"),
+            Self::Full(kind) => write!(f, "there is no room for another {kind}"),
             Self::NoDevice => f.write_str("there is no such device"),
             Self::Host(what, error) => write!(f, "{what}: {error}"),
         }
@@ -272,6 +276,8 @@ pub struct Host<G: Guest = Arc<Domain>> {
     console: Arc<ConsoleCore<G>>,
     sockets: Mutex<Sockets>,
     tty: String,
+    virtio: Mutex<Vec<super::virtio::Plugged>>,
+    consoles: Mutex<Vec<Arc<ConsoleCore<ConsoleGuest>>>>,
 }
 
 impl<G: Guest> fmt::Debug for Host<G> {
@@ -334,13 +340,38 @@ impl<G: Guest> Host<G> {
         let console = ConsoleCore::start(guest, console, map(GNTTAB_RESERVED_CONSOLE)?, &events)?;
         let console_port = console.guest_port();
         let sockets = Mutex::default();
-        let this = Self { shared, events, console, sockets, tty: tty.clone() };
+        let (virtio, consoles) = (Mutex::default(), Mutex::default());
+        let this = Self { shared, events, console, sockets, tty: tty.clone(), virtio, consoles };
         let id = guest.id();
         this.shared.with(|core| {
             core.store.announce("@introduceDomain");
             home::make(&mut core.writer(), id, identity, (store_port, console_port), &tty)
         })?;
         Ok(this)
+    }
+
+    pub(super) fn guest(&self) -> &G {
+        &self.shared.guest
+    }
+
+    /// A virtio console's daemon lives as long as this.
+    pub(super) fn keep_console(&self, daemon: Arc<ConsoleCore<ConsoleGuest>>) {
+        self.consoles.lock().unwrap_or_else(PoisonError::into_inner).push(daemon);
+    }
+
+    /// Takes what the guest printed last on all its consoles.
+    pub fn close_consoles(&self) {
+        self.console.close();
+        let consoles = self.consoles.lock().unwrap_or_else(PoisonError::into_inner);
+        consoles.iter().for_each(|console| console.close());
+    }
+
+    pub(super) fn virtio_devices(&self) -> MutexGuard<'_, Vec<super::virtio::Plugged>> {
+        self.virtio.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn with_writer<R>(&self, action: impl FnOnce(&mut Writer<'_>) -> R) -> R {
+        self.shared.with(|core| action(&mut core.writer()))
     }
 
     /// The event loop, for whoever else waits for something.

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::card::Doorbell;
 use super::events::{EventLoop, Interest, READ, WRITE, Waiting};
+use crate::netback::checksum::{Place, place};
 use crate::netback::{Accepts, Frame, Gso, NetBackend};
 
 /// Bytes of `struct virtio_net_hdr`.
@@ -216,7 +217,7 @@ fn header(frame: &Frame) -> Option<[u8; HEADER]> {
         header[1] = GSO_NONE;
         return Some(header);
     }
-    let (start, offset, header_len) = checksum_place(&frame.bytes)?;
+    let Place { start, offset, header_len } = place(&frame.bytes)?;
     header[0] = NEEDS_CSUM;
     if let Some(gso) = frame.gso {
         header[1] = match gso.kind {
@@ -230,28 +231,6 @@ fn header(frame: &Frame) -> Option<[u8; HEADER]> {
     header[6..8].copy_from_slice(&start.to_ne_bytes());
     header[8..10].copy_from_slice(&offset.to_ne_bytes());
     Some(header)
-}
-
-/// Where a TCP or UDP packet's checksum begins, where it lies from there, and how long all headers are.
-fn checksum_place(bytes: &[u8]) -> Option<(u16, u16, u16)> {
-    const ETHERNET: usize = 14;
-    let kind = u16::from_be_bytes([*bytes.get(12)?, *bytes.get(13)?]);
-    let (protocol, start) = match kind {
-        0x0800 => {
-            (*bytes.get(ETHERNET + 9)?, ETHERNET + usize::from(bytes.get(ETHERNET)? & 15) * 4)
-        }
-        0x86dd => (*bytes.get(ETHERNET + 6)?, ETHERNET + 40),
-        _ => return None,
-    };
-    let (offset, own) = match protocol {
-        6 => (16, usize::from(bytes.get(start + 12)? >> 4) * 4),
-        17 => (6, 8),
-        _ => return None,
-    };
-    if start + own > bytes.len() {
-        return None;
-    }
-    Some((u16::try_from(start).ok()?, offset, u16::try_from(start + own).ok()?))
 }
 
 #[cfg(test)]

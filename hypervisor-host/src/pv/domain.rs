@@ -22,6 +22,7 @@ use super::cpu::Cpu;
 use super::debug::Debugger;
 use super::events::{Events, Handler};
 use super::grant::{GrantTable, Grants};
+use super::io::{Devices, Registers as DeviceRegisters};
 use super::report::{Cause, Report};
 use super::run;
 use super::sched::WATCHDOGS;
@@ -125,6 +126,7 @@ pub struct Domain {
     pub(crate) events: Events,
     pub(crate) grants: Arc<GrantTable>,
     pub(crate) space: Arc<dyn Space>,
+    pub(crate) devices: Devices,
     pub(crate) clock: Clock,
     attention: AtomicU32,
     later: Mutex<Option<OnEnd>>,
@@ -251,6 +253,7 @@ impl Domain {
             grants: Arc::new(grants),
             space,
             clock: Clock::new(setup.vcpus > 1),
+            devices: Devices::default(),
             attention: AtomicU32::new(0),
             later: Mutex::new(None),
             later_at: AtomicU64::new(NEVER),
@@ -327,6 +330,18 @@ impl Domain {
     #[must_use]
     pub fn grants(&self) -> Grants {
         Grants::new(Arc::clone(&self.grants))
+    }
+
+    /// Puts a device's registers into a frame that the guest may map; `None`: there are as many as can be.
+    pub fn add_registers(&self, registers: Arc<dyn DeviceRegisters>) -> Option<Mfn> {
+        let frame = self.devices.add(registers)?;
+        self.space.permit(frame);
+        Some(frame)
+    }
+
+    /// Takes them away: what the guest reads there from now on is ones.
+    pub fn remove_registers(&self, frame: Mfn) {
+        self.devices.remove(frame);
     }
 
     fn life(&self) -> MutexGuard<'_, Life> {
@@ -623,6 +638,7 @@ impl Domain {
     pub fn stats(&self) -> Stats {
         let mut stats = Stats {
             notifications: self.notifications.load(Ordering::Relaxed),
+            register_accesses: self.devices.accesses(),
             grants_in_use: self.grants.in_use(),
             ..Stats::default()
         };

@@ -25,6 +25,7 @@ mod tests;
 mod types;
 mod update;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -87,6 +88,8 @@ pub struct Memory {
     machine_to_physical: MachineToPhysical,
     cpus: Vec<Cpu>,
     resident: Resident,
+    /// Frames of devices that the guest may map.
+    devices: BTreeSet<Mfn>,
 }
 
 impl Memory {
@@ -128,6 +131,7 @@ impl Memory {
             grant_frames,
             cpus: vec![Cpu::default(); size.vcpus],
             resident: Resident::default(),
+            devices: BTreeSet::new(),
         };
         for frame in memory.frames.iter_mut().skip(usize::try_from(size.pages).unwrap_or(0)) {
             frame.owner = Owner::Hidden;

@@ -3,9 +3,13 @@
 //! The ordinary ones are those that kernels use on a page that a process cannot have, address 0: plain moves, string
 //! stores and moves, calls and jumps, simple arithmetic.
 
+use std::sync::Arc;
+
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use janus_proto::addr::PAGE_SIZE;
 
 use super::cpu::Cpu;
+use super::io::Registers;
 use super::space::TableWrite;
 
 /// Repetitions of a string instruction done at once; the rest when it faults again.
@@ -93,9 +97,30 @@ fn address(cpu: &Cpu, instruction: &Instruction, operand: u32) -> Option<u64> {
     })
 }
 
+/// The device whose registers are mapped at an address, for a whole access.
+fn device(cpu: &Cpu, address: u64, size: usize, write: bool) -> Option<Arc<dyn Registers>> {
+    let inside = address % PAGE_SIZE as u64 + size as u64 <= PAGE_SIZE as u64;
+    let frame = cpu.domain.space.device_frame(cpu.index, address, write).filter(|_| inside)?;
+    Some(cpu.domain.devices.at(frame).unwrap_or_else(|| Arc::new(Nothing)))
+}
+
+/// A device that was taken away: reads as ones.
+#[derive(Debug)]
+struct Nothing;
+
+impl Registers for Nothing {
+    fn read(&self, _offset: u64, buf: &mut [u8]) {
+        buf.fill(0xff);
+    }
+    fn write(&self, _offset: u64, _bytes: &[u8]) {}
+}
+
 fn load(cpu: &Cpu, address: u64, size: usize) -> Option<u64> {
     let mut bytes = [0; 8];
-    cpu.read_bytes(address, bytes.get_mut(..size)?).ok()?;
+    let buf = bytes.get_mut(..size)?;
+    if cpu.read_bytes(address, buf).is_err() {
+        device(cpu, address, size, false)?.read(address % PAGE_SIZE as u64, buf);
+    }
     Some(u64::from_le_bytes(bytes))
 }
 
@@ -103,8 +128,12 @@ fn store(cpu: &mut Cpu, address: u64, value: u64, size: usize) -> Option<()> {
     if cpu.write(address, value.to_le_bytes().get(..size)?).is_ok() {
         return Some(());
     }
+    if let Some(device) = device(cpu, address, size, true) {
+        device.write(address % PAGE_SIZE as u64, value.to_le_bytes().get(..size)?);
+        return Some(());
+    }
     // Read-only: a page table perhaps, which Xen writes for the guest.
-    let domain = std::sync::Arc::clone(&cpu.domain);
+    let domain = Arc::clone(&cpu.domain);
     domain.space.write_table(cpu.index, &mut *cpu.engine, address, None, value, size).map(drop)
 }
 
@@ -120,7 +149,7 @@ fn exchange(cpu: &mut Cpu, instruction: &Instruction) -> Option<()> {
     let place = address(cpu, instruction, memory)?;
     let new = value(cpu, instruction, other, size)?;
     let accumulator = cpu.state.registers.rax & mask(size);
-    let domain = std::sync::Arc::clone(&cpu.domain);
+    let domain = Arc::clone(&cpu.domain);
     let mut old = if compares { accumulator } else { load(cpu, place, size)? };
     loop {
         match domain.space.write_table(cpu.index, &mut *cpu.engine, place, Some(old), new, size)? {

@@ -63,6 +63,14 @@ pub trait Space: FrameTypes {
         size: usize,
     ) -> Option<TableWrite>;
 
+    /// Lets the domain map a device's frame from now on ([`super::io`]).
+    fn permit(&self, _frame: Mfn) {}
+
+    /// The device's frame that is mapped at an address, for this kind of access; `None`: none is.
+    fn device_frame(&self, _vcpu: usize, _address: u64, _write: bool) -> Option<Mfn> {
+        None
+    }
+
     /// Makes one of the memory calls; `None`: that is none of them.
     fn hypercall(
         &self,

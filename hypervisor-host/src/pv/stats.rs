@@ -30,6 +30,8 @@ pub struct Stats {
     pub unknown_calls: u64,
     /// Events that the host has sent.
     pub notifications: u64,
+    /// Accesses to device registers that were emulated.
+    pub register_accesses: u64,
     /// Grant references that the host uses now.
     pub grants_in_use: usize,
 }

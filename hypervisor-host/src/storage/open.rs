@@ -20,6 +20,8 @@ pub struct DiskFile {
     pub number: Option<u32>,
     /// How the image is written; `None`: as its name and its first bytes say, which must agree.
     pub format: Option<Format>,
+    /// Its protocol.
+    pub bus: crate::guest::Bus,
     /// Past the host's page cache.
     pub direct: bool,
     /// Whatever file a qcow2 image names as what it is a change of may be read.

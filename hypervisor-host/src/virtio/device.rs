@@ -5,7 +5,8 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
 
 use janus_proto::abi::virtio::{DeviceId, Status, feature};
 use janus_proto::addr::Gpa;
@@ -43,6 +44,8 @@ struct Slot {
     ready: AtomicBool,
     /// Somebody wants service while another gives it.
     again: AtomicBool,
+    /// The thread that serves it, if it has one.
+    thread: OnceLock<SyncSender<()>>,
 }
 
 impl Slot {
@@ -116,6 +119,7 @@ impl Device {
             live: Mutex::new(None),
             ready: AtomicBool::new(false),
             again: AtomicBool::new(false),
+            thread: OnceLock::new(),
         };
         let slots = model.queues().iter().map(slot).collect();
         let device = Arc::new(Self {
@@ -129,7 +133,25 @@ impl Device {
             counters: Counters::default(),
         });
         device.model.attach(Waker(Arc::downgrade(&device)));
+        if device.model.is_slow() {
+            (0u16..).zip(&device.slots).for_each(|(index, slot)| device.start_thread(index, slot));
+        }
         device
+    }
+
+    /// Gives a queue a thread. Without one, which a host may not have, it is served where it is notified.
+    fn start_thread(self: &Arc<Self>, index: u16, slot: &Slot) {
+        let (sender, receiver) = sync_channel(1);
+        let waker = Waker(Arc::downgrade(self));
+        let serve = move || {
+            while receiver.recv().is_ok() {
+                waker.wake(index);
+            }
+        };
+        if std::thread::Builder::new().name("virtio".into()).spawn(serve).is_ok() {
+            // Set once.
+            let _ = slot.thread.set(sender);
+        }
     }
 
     /// What kind it is.
@@ -205,7 +227,7 @@ impl Device {
         drop(taken);
         if starts {
             // What the driver made available before is not told of again.
-            (0u16..).zip(&self.slots).for_each(|(index, _)| self.serve(index));
+            (0u16..).zip(&self.slots).for_each(|(index, _)| self.look(index));
         }
     }
 
@@ -266,13 +288,22 @@ impl Device {
     /// The driver asks the device to look at a queue. From any thread.
     pub fn notify(&self, queue: u16) {
         self.counters.notified.fetch_add(1, Ordering::Relaxed);
-        self.serve(queue);
+        self.look(queue);
     }
 
     /// The driver asks the device to look at all its queues.
     pub fn notify_all(&self) {
         self.counters.notified.fetch_add(1, Ordering::Relaxed);
-        (0u16..).zip(&self.slots).for_each(|(index, _)| self.serve(index));
+        (0u16..).zip(&self.slots).for_each(|(index, _)| self.look(index));
+    }
+
+    /// Serves a queue here, or has its thread do it.
+    fn look(&self, index: u16) {
+        match self.slots.get(usize::from(index)).and_then(|slot| slot.thread.get()) {
+            // Full: it will look anyway.
+            Some(thread) => drop(thread.try_send(())),
+            None => self.serve(index),
+        }
     }
 
     fn is_running(&self) -> bool {

@@ -9,28 +9,45 @@ use janus_proto::addr::{Gpa, Mfn, PAGE_SIZE};
 use janus_proto::grant::Access;
 
 use crate::machine::ram::{FIRST_FRAME, Ram};
-use crate::memory::{copy_in, copy_out};
+use crate::memory::{Piece, copy_in, copy_out};
 
 /// Memory that stays where it is as long as this lives.
-pub struct Pinned(Box<dyn Deref<Target = [AtomicU32]> + Send + Sync>);
+pub struct Pinned {
+    words: Box<dyn Deref<Target = [AtomicU32]> + Send + Sync>,
+    /// Where it begins in the words, in bytes.
+    offset: usize,
+    len: usize,
+}
 
 impl Pinned {
-    /// Whatever gives the words.
-    pub fn new(words: impl Deref<Target = [AtomicU32]> + Send + Sync + 'static) -> Self {
-        Self(Box::new(words))
+    /// `len` bytes of what gives the words, from byte `offset` on.
+    pub fn new(
+        words: impl Deref<Target = [AtomicU32]> + Send + Sync + 'static,
+        offset: usize,
+        len: usize,
+    ) -> Option<Self> {
+        Piece::new(&words, offset, len)?;
+        Some(Self { words: Box::new(words), offset, len })
+    }
+
+    /// Its bytes.
+    pub(super) fn piece(&self) -> Option<Piece<'_>> {
+        Piece::new(&self.words, self.offset, self.len)
     }
 }
 
 impl fmt::Debug for Pinned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Pinned({} words)", self.len())
+        write!(f, "Pinned({} bytes)", self.len)
     }
 }
 
+/// The words from its first byte on, if that is the first of a word.
 impl Deref for Pinned {
     type Target = [AtomicU32];
     fn deref(&self) -> &[AtomicU32] {
-        &self.0
+        let first = if self.offset.is_multiple_of(4) { self.offset / 4 } else { usize::MAX };
+        self.words.get(first..).unwrap_or_default()
     }
 }
 
@@ -46,9 +63,14 @@ pub trait GuestMemory: Send + Sync + fmt::Debug {
         with: &mut dyn FnMut(&[AtomicU32], usize),
     ) -> Option<()>;
 
-    /// The words from `address` (a multiple of 4) on, of at least `len` bytes, to be read and written until the result
-    /// is dropped: for a ring.
-    fn pin(&self, address: Gpa, len: usize) -> Option<Pinned>;
+    /// The same bytes, to be accessed until the result is dropped.
+    fn pin(&self, address: Gpa, len: usize, access: Access) -> Option<Pinned>;
+
+    /// Gives the whole pages of a range back to the host: they read as zeroes until they are written again. How many;
+    /// `None`: that cannot be done.
+    fn discard(&self, _address: Gpa, _len: usize) -> Option<u64> {
+        None
+    }
 
     /// Whether drivers must not hand out addresses of their own memory, but what their platform gives them for it
     /// (`VIRTIO_F_ACCESS_PLATFORM`).
@@ -124,33 +146,30 @@ impl PhysicalMemory {
     }
 }
 
-/// Words of memory that is there as long as this is.
+/// The whole pages of a range.
+pub(super) fn whole_pages(address: Gpa, len: usize) -> Option<std::ops::Range<u64>> {
+    let page = PAGE_SIZE as u64;
+    let end = address.0.checked_add(u64::try_from(len).ok()?)?;
+    Some(address.0.div_ceil(page)..end / page)
+}
+
+/// Frames that are there as long as this is.
 struct Held {
     ram: Arc<Ram>,
     frame: Mfn,
     frames: u64,
-    first: usize,
 }
 
 impl Deref for Held {
     type Target = [AtomicU32];
     fn deref(&self) -> &[AtomicU32] {
-        let words = self.ram.words(self.frame, self.frames).unwrap_or_default();
-        words.get(self.first..).unwrap_or_default()
+        self.ram.words(self.frame, self.frames).unwrap_or_default()
     }
 }
 
 /// How many frames `len` bytes take, `offset` bytes into the first one.
 pub(super) fn frames_of(offset: usize, len: usize) -> u64 {
-    (offset + len).div_ceil(PAGE_SIZE) as u64
-}
-
-/// [`GuestMemory::pin`] of memory whose frames are known.
-pub(super) fn hold(ram: &Arc<Ram>, frame: Mfn, offset: usize, len: usize) -> Option<Pinned> {
-    let frames = frames_of(offset, len);
-    ram.words(frame, frames)?;
-    let first = offset.is_multiple_of(4).then_some(offset / 4)?;
-    Some(Pinned::new(Held { ram: Arc::clone(ram), frame, frames, first }))
+    offset.saturating_add(len).div_ceil(PAGE_SIZE) as u64
 }
 
 impl GuestMemory for PhysicalMemory {
@@ -166,9 +185,19 @@ impl GuestMemory for PhysicalMemory {
         Some(())
     }
 
-    fn pin(&self, address: Gpa, len: usize) -> Option<Pinned> {
+    fn pin(&self, address: Gpa, len: usize, _access: Access) -> Option<Pinned> {
         let (frame, offset) = self.locate(address, len)?;
-        hold(&self.ram, frame, offset, len)
+        let held = Held { ram: Arc::clone(&self.ram), frame, frames: frames_of(offset, len) };
+        Pinned::new(held, offset, len)
+    }
+
+    fn discard(&self, address: Gpa, len: usize) -> Option<u64> {
+        let mut count = 0;
+        for page in whole_pages(address, len)? {
+            let (frame, _) = self.locate(Gpa(page * PAGE_SIZE as u64), PAGE_SIZE)?;
+            count += u64::from(self.ram.discard(frame));
+        }
+        Some(count)
     }
 }
 
@@ -214,9 +243,10 @@ mod tests {
             let mut called = false;
             let found = memory.with(Gpa(address), len, Access::ReadOnly, &mut |_, _| called = true);
             assert!(found.is_none() && !called, "{address:#x} {len}");
-            assert!(memory.pin(Gpa(address & !3), len.saturating_add(3)).is_none());
+            assert!(memory.pin(Gpa(address), len, Access::ReadWrite).is_none());
         }
-        assert!(memory.pin(Gpa(0x10_1002), 4).is_none(), "rings are made of words");
+        let pinned = memory.pin(Gpa(0x10_1002), 4, Access::ReadWrite).unwrap();
+        assert!(pinned.is_empty() && pinned.piece().unwrap().len() == 4, "rings are made of words");
     }
 
     #[test]

@@ -232,6 +232,15 @@ impl Mmio {
     }
 }
 
+impl crate::pv::io::Registers for Mmio {
+    fn read(&self, offset: u64, buf: &mut [u8]) {
+        Self::read(self, offset, buf);
+    }
+    fn write(&self, offset: u64, bytes: &[u8]) {
+        Self::write(self, offset, bytes);
+    }
+}
+
 /// One half of a value; there are no more than two.
 fn half(value: u64, which: u32) -> u32 {
     let shifted = value.checked_shr(which.saturating_mul(32)).unwrap_or(0);

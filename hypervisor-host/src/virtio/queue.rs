@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 use janus_proto::addr::Gpa;
+use janus_proto::grant::Access;
 use janus_proto::virtqueue::{DeviceQueue, GuestWords, QueueError, Rings, Segment};
 
 use super::memory::{self, GuestMemory, Pinned};
@@ -24,7 +25,10 @@ impl Part {
         // The available ring need only be aligned to 2, and all is words here.
         let aligned = Gpa(start.0 & !3);
         let bytes = (start.0 - aligned.0 + bytes).next_multiple_of(4);
-        Some(Self { start: aligned, words: memory.pin(aligned, usize::try_from(bytes).ok()?)? })
+        Some(Self {
+            start: aligned,
+            words: memory.pin(aligned, usize::try_from(bytes).ok()?, Access::ReadWrite)?,
+        })
     }
 
     fn word(&self, address: Gpa) -> Option<&AtomicU32> {
@@ -227,6 +231,31 @@ impl Chain {
             (skip, done) = (0, done + count);
         }
         if done == len { Ok(()) } else { Err(BadBuffer) }
+    }
+
+    /// Holds `len` bytes at `offset` of the writable or the readable buffers, part by part.
+    ///
+    /// # Errors
+    /// They are shorter, or not all of them are memory.
+    pub fn pin(&self, access: Access, offset: u32, len: usize) -> Result<Vec<Pinned>, BadBuffer> {
+        let mut pinned = Vec::new();
+        self.parts(access == Access::ReadWrite, offset, len, |address, range| {
+            pinned.push(self.guest.pin(address, range.len(), access)?);
+            Some(())
+        })?;
+        Ok(pinned)
+    }
+
+    /// Gives the whole pages of a range back to the host; they read as zeroes from here on. How many; `None`: they
+    /// are not the guest's to give, or the host cannot take them.
+    pub fn discard(&self, address: Gpa, len: usize) -> Option<u64> {
+        self.guest.discard(address, len)
+    }
+
+    /// As [`Self::discard`], for all the writable buffers.
+    pub fn discard_writable(&self) -> Option<u64> {
+        let discard = |segment: &Segment| self.discard(segment.address, segment.len as usize);
+        Some(self.half(true).iter().filter_map(discard).sum())
     }
 
     /// Copies from the readable buffers.

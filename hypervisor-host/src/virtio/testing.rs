@@ -9,10 +9,11 @@ use janus_proto::abi::virtio::mmio::{
 };
 use janus_proto::abi::virtio::{InterruptStatus, Status};
 use janus_proto::addr::{Gpa, Mfn, PAGE_SIZE};
+use janus_proto::grant::Access;
 use janus_proto::virtqueue::{DriverQueue, Layout, Rings, Segment, Used};
 
 use super::Model;
-use super::memory::{self, PhysicalMemory, Pinned, hold};
+use super::memory::{self, GuestMemory as _, PhysicalMemory, Pinned};
 use super::mmio::{Line, Mmio};
 use crate::machine::ram::{FIRST_FRAME, Ram};
 
@@ -147,7 +148,8 @@ impl Driver {
                 word.store(0, Ordering::Relaxed);
             }
             assert!(self.enable(queue, SIZE.into(), Self::rings(queue)), "queue {queue}");
-            let page = hold(&self.ram, frame, 0, PAGE_SIZE).unwrap();
+            let Gpa(start) = Self::rings(queue).descriptors;
+            let page = self.memory.pin(Gpa(start), PAGE_SIZE, Access::ReadWrite).unwrap();
             self.queues.push(DriverQueue::new(SIZE, page, None, features).unwrap());
         }
         let running =
@@ -155,7 +157,6 @@ impl Driver {
         assert_eq!(self.status(running), running);
     }
 
-    #[expect(dead_code, reason = "for devices that read")]
     pub(crate) fn put(&self, offset: u64, bytes: &[u8]) {
         memory::write(&self.memory, Gpa(BUFFERS + offset), bytes).unwrap();
     }

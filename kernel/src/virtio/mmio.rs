@@ -12,7 +12,7 @@ use janus_proto::abi::virtio::DeviceId;
 use janus_proto::addr::Gpa;
 
 use super::wake::Wake;
-use super::{StartError, pci, report};
+use super::{StartError, pci, report, serve};
 use crate::firmware::{MmioDevice, Polarity, Trigger, WiredLine};
 
 /// The word of the command line, up to its value.
@@ -93,13 +93,13 @@ fn start_device(
     window: MmioDevice,
     place: &str,
 ) -> Result<Option<String>, StartError> {
-    if !super::serve::known(transport.device_id()) {
+    if !serve::known(transport.device_id()) {
         return Ok(None);
     }
     let wake = Arc::new(Wake::new());
     let wired = WiredLine { gsi: window.gsi, trigger: window.trigger, polarity: window.polarity };
     let handlers = super::connect_wire(wired, "virtio-mmio", transport.interrupts(), &wake)?;
-    super::start(Box::new(transport), String::from(place), wake, handlers)
+    super::start::<serve::Identity>(Box::new(transport), String::from(place), wake, handlers)
 }
 
 #[cfg(test)]

@@ -16,12 +16,16 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
+use janus_front::virtio::baseline::DeviceFrames;
+use janus_front::virtio::mmio::MmioTransport;
 use janus_front::virtio::pci::{Capabilities, PciTransport, Vectors};
 use janus_front::virtio::{InitError, Interrupts, Transport};
 use janus_proto::abi::virtio::DeviceId;
 use janus_proto::abi::virtio::pci::{MODERN_DEVICES, TRANSITIONAL_DEVICES, VENDOR};
+use janus_proto::addr::Port;
 
 use crate::firmware::{self, WiredLine};
+use crate::irq::evtchn::{self, EventChannel, EventError};
 use crate::irq::ioapic::{self, Line};
 use crate::irq::{IrqError, Registration, msi};
 use crate::sync::IrqMutex;
@@ -35,6 +39,8 @@ pub enum StartError {
     Init(InitError),
     /// Its interrupt could not be installed.
     Irq(IrqError),
+    /// Its event channel could not be had.
+    Event(EventError),
     /// It has no MSI-X, and the way of its interrupt line is not known.
     NoInterrupt,
 }
@@ -51,11 +57,18 @@ impl From<IrqError> for StartError {
     }
 }
 
+impl From<EventError> for StartError {
+    fn from(error: EventError) -> Self {
+        Self::Event(error)
+    }
+}
+
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Init(error) => error.fmt(f),
             Self::Irq(error) => error.fmt(f),
+            Self::Event(error) => error.fmt(f),
             Self::NoInterrupt => f.write_str("no MSI-X, and no known interrupt line"),
         }
     }
@@ -77,6 +90,7 @@ struct Device {
 enum Handled {
     Message { _registration: Registration },
     Line { _line: Line },
+    Event { _channel: EventChannel },
 }
 
 static DEVICES: IrqMutex<Vec<Device>> = IrqMutex::new(Vec::new());
@@ -165,7 +179,7 @@ fn start_pci(function: Function, id: DeviceId) -> Result<Option<String>, StartEr
         Some(msix) => connect_messages(&msix, vectors, transport.interrupts(), &wake)?,
         None => connect_line(function, transport.interrupts(), &wake)?,
     };
-    start(transport, format!("pci {function}"), wake, handlers)
+    start::<serve::Identity>(transport, format!("pci {function}"), wake, handlers)
 }
 
 /// Installs the handlers of a device with messages and fills its table.
@@ -238,15 +252,48 @@ fn connect_wire(
     Ok(alloc::vec![Handled::Line { _line: line }])
 }
 
+/// Starts a device of a Xen guest, whose interrupts are events: of its queues, and of its configuration.
+pub(crate) fn start_on_events<S: DeviceFrames>(
+    transport: MmioTransport,
+    place: String,
+    ports: [Port; 2],
+) {
+    let id = transport.device_id();
+    let started = if serve::known(id) {
+        let wake = Arc::new(Wake::new());
+        connect_events(ports, transport.interrupts(), &wake)
+            .and_then(|handlers| start::<S>(Box::new(transport), place.clone(), wake, handlers))
+    } else {
+        Ok(None)
+    };
+    report(&place, id, started);
+}
+
+fn connect_events(
+    [queues, config]: [Port; 2],
+    device: Interrupts,
+    wake: &Arc<Wake>,
+) -> Result<Vec<Handled>, StartError> {
+    let (queues_wake, config_wake) = (Arc::clone(wake), Arc::clone(wake));
+    let of_queues = Box::new(move || queues_wake.interrupt());
+    let of_config = Box::new(move || {
+        device.config_changed();
+        config_wake.interrupt();
+    });
+    let queues = evtchn::attach(queues, "virtio-queues", of_queues)?;
+    let config = evtchn::attach(config, "virtio-config", of_config)?;
+    Ok([queues, config].map(|channel| Handled::Event { _channel: channel }).into())
+}
+
 /// Starts the driver of a device whose interrupts are connected; `None`: there is no driver for it.
-fn start(
+fn start<S: DeviceFrames>(
     transport: Box<dyn Transport>,
     place: String,
     wake: Arc<Wake>,
     handlers: Vec<Handled>,
 ) -> Result<Option<String>, StartError> {
     let interrupts = transport.interrupts();
-    let Some(name) = serve::start(transport, &wake)? else { return Ok(None) };
+    let Some(name) = serve::start::<S>(transport, &wake)? else { return Ok(None) };
     DEVICES.lock().push(Device {
         name: name.clone(),
         place,

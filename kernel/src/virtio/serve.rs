@@ -12,7 +12,7 @@ use core::time::Duration;
 use janus_front::class::{BalloonDevice, BlockDevice, NetDevice};
 use janus_front::dma::FrameSource;
 use janus_front::virtio::balloon::VirtioBalloon;
-use janus_front::virtio::baseline::IdentityFrames;
+use janus_front::virtio::baseline::DeviceFrames;
 use janus_front::virtio::baseline_blk::BaselineBlk;
 use janus_front::virtio::baseline_net::BaselineNet;
 use janus_front::virtio::blk::VirtioBlk;
@@ -40,7 +40,8 @@ static NETS: AtomicU32 = AtomicU32::new(0);
 pub(super) struct Identity;
 
 // SAFETY: natively, where virtio is, all RAM is mapped at its guest physical address (`mm::paging`).
-unsafe impl IdentityFrames for Identity {
+unsafe impl DeviceFrames for Identity {
+    const ANY_MEMORY: bool = true;
     fn frames() -> &'static dyn FrameSource {
         &FRAMES
     }
@@ -54,51 +55,53 @@ pub(super) fn known(id: DeviceId) -> bool {
     )
 }
 
-/// Starts a device; answers its name, `None` if there is no driver for it.
-pub(super) fn start(
+/// Starts a device, which finds memory as `S` says; answers its name, `None` if there is no driver for it.
+pub(super) fn start<S: DeviceFrames>(
     transport: Box<dyn Transport>,
     wake: &Wake,
 ) -> Result<Option<String>, InitError> {
     match transport.device_id() {
         DeviceId::BLOCK => {
-            let device: Box<dyn BlockDevice> = if baseline_wanted("virtio.disk=baseline") {
-                Box::new(BaselineBlk::<Identity>::new(transport)?)
+            let baseline = S::ANY_MEMORY && baseline_wanted("virtio.disk=baseline");
+            let device: Box<dyn BlockDevice> = if baseline {
+                Box::new(BaselineBlk::<S>::new(transport)?)
             } else {
-                Box::new(VirtioBlk::new(transport, &FRAMES)?)
+                Box::new(VirtioBlk::new(transport, S::frames())?)
             };
             let name = format!("vd{}", letter(BLOCKS.fetch_add(1, Ordering::Relaxed)));
-            let block = Block::start(name.clone(), device, &FRAMES);
+            let block = Block::start(name.clone(), device, S::frames());
             let woken = Arc::clone(&block);
             wake.set(Box::new(move || woken.interrupt()));
             devices::add_block(block);
             Ok(Some(name))
         }
         DeviceId::NET => {
-            let device: Box<dyn NetDevice> = if baseline_wanted("virtio.net=baseline") {
-                Box::new(BaselineNet::<Identity>::new(transport)?)
+            let baseline = S::ANY_MEMORY && baseline_wanted("virtio.net=baseline");
+            let device: Box<dyn NetDevice> = if baseline {
+                Box::new(BaselineNet::<S>::new(transport)?)
             } else {
-                Box::new(VirtioNet::with_buffers(transport, &FRAMES, receive_buffers())?)
+                Box::new(VirtioNet::with_buffers(transport, S::frames(), receive_buffers())?)
             };
             let name = format!("eth{}", NETS.fetch_add(1, Ordering::Relaxed));
-            let net = Net::start(name.clone(), device, &FRAMES, entropy::random_u64());
+            let net = Net::start(name.clone(), device, S::frames(), entropy::random_u64());
             let woken = Arc::clone(&net);
             wake.set(Box::new(move || woken.interrupt()));
             devices::add_net(net);
             Ok(Some(name))
         }
         DeviceId::CONSOLE => {
-            let device = VirtioConsole::<Identity>::new(transport)?;
+            let device = VirtioConsole::<S>::new(transport)?;
             let id = console::attach(Box::new(device));
             wake.set(Box::new(move || console::service(id)));
             Ok(Some(format!("hvc{}", CONSOLES.fetch_add(1, Ordering::Relaxed))))
         }
         DeviceId::ENTROPY => {
-            entropy::attach(Box::new(VirtioRng::<Identity>::new(transport)?));
+            entropy::attach(Box::new(VirtioRng::<S>::new(transport)?));
             wake.set(Box::new(entropy::service));
             Ok(Some(format!("rng{}", ENTROPIES.fetch_add(1, Ordering::Relaxed))))
         }
         DeviceId::BALLOON => {
-            let device = VirtioBalloon::new(transport, &FRAMES)?;
+            let device = VirtioBalloon::new(transport, S::frames())?;
             let name = format!("balloon{}", BALLOONS.fetch_add(1, Ordering::Relaxed));
             let work = Arc::new(Notify::new());
             let woken = Arc::clone(&work);

@@ -7,6 +7,7 @@
 #![expect(unsafe_code, reason = "maps Xen's frames and makes a slice of them")]
 
 use alloc::vec;
+use alloc::vec::Vec;
 use core::sync::atomic::AtomicU32;
 
 use janus_proto::abi::xen::Errno;
@@ -109,6 +110,19 @@ fn extend(mapped: u32, frames: u32) -> Result<&'static [AtomicU32], GrantError> 
     Ok(unsafe { core::slice::from_raw_parts(core::ptr::with_exposed_provenance(TABLE), words) })
 }
 
+impl State {
+    fn make_longer(&mut self) -> Result<(), GrantError> {
+        let frames = self.frames.saturating_mul(2).min(self.max_frames);
+        if frames <= self.frames {
+            return Err(GrantError::Full);
+        }
+        let memory = extend(self.frames, frames)?;
+        self.table.grow(memory);
+        self.frames = frames;
+        Ok(())
+    }
+}
+
 /// Lets `peer` use a page until [`end`].
 ///
 /// # Errors
@@ -122,15 +136,34 @@ pub unsafe fn grant(peer: DomId, page: Gpa, access: Access) -> Result<GrantRef, 
     let mut state = STATE.lock();
     let state = state.as_mut().ok_or(GrantError::NotReady)?;
     if state.table.available() == 0 {
-        let frames = state.frames.saturating_mul(2).min(state.max_frames);
-        if frames <= state.frames {
-            return Err(GrantError::Full);
-        }
-        let memory = extend(state.frames, frames)?;
-        state.table.grow(memory);
-        state.frames = frames;
+        state.make_longer()?;
     }
     state.table.grant(peer, frame, access).ok_or(GrantError::Full)
+}
+
+/// As [`grant`], for pages of which each has the next reference.
+///
+/// # Errors
+/// See [`GrantError`].
+///
+/// # Safety
+/// As [`grant`], for each page.
+pub(crate) unsafe fn grant_run(
+    peer: DomId,
+    start: Gpa,
+    pages: usize,
+    access: Access,
+) -> Result<GrantRef, GrantError> {
+    let frames = (0..pages as u64).map(|page| frame_of(Pfn(Pfn::containing(start).0 + page)));
+    let frames: Vec<u32> = frames.collect::<Option<_>>().ok_or(GrantError::NotOurs)?;
+    let mut state = STATE.lock();
+    let state = state.as_mut().ok_or(GrantError::NotReady)?;
+    loop {
+        if let Some(first) = state.table.grant_run(peer, &frames, access) {
+            return Ok(first);
+        }
+        state.make_longer()?;
+    }
 }
 
 /// The number that a grant entry holds for a page of ours.

@@ -7,6 +7,7 @@ pub mod balloon;
 mod bus;
 pub mod console;
 mod control;
+mod device_frames;
 pub mod grant;
 pub mod hal;
 pub mod shared_info;
@@ -15,6 +16,7 @@ pub(crate) mod start;
 pub mod store;
 mod vbd;
 mod vif;
+mod virtio;
 pub mod xenstore;
 
 /// Queues that a device shall have, if its backend has as many: `xen.queues=N`. One task serves a device, so more than one

@@ -13,7 +13,7 @@ use janus_proto::sync::AtomicU32;
 use spin::Once;
 
 use super::xenstore::XenStore;
-use super::{balloon, bus, control, hal};
+use super::{balloon, bus, control, hal, virtio};
 use crate::irq::evtchn;
 use crate::mm::paging::pv;
 use crate::platform::{self, Platform};
@@ -77,6 +77,9 @@ pub(crate) fn init(info: &'static BootInfo) {
         Ok(channel) => {
             let _ = channel.keep();
             bus::start(Arc::clone(store), &hal::HAL);
+            if platform::current() == Platform::XenPv {
+                virtio::start(Arc::clone(store));
+            }
             if platform::current() == Platform::XenPvh {
                 // Memory beyond the target may not be there: the sooner it is known the better.
                 balloon::start(Arc::clone(store), info);

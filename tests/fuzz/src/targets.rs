@@ -5,6 +5,8 @@
 
 #[path = "pv_memory.rs"]
 mod pv_memory;
+#[path = "virtio.rs"]
+mod virtio;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -38,6 +40,7 @@ pub const TARGETS: &[Target] = &[
     ("usernet", usernet),
     ("page_tables", page_tables),
     ("kernel_image", kernel_image),
+    ("virtio", virtio),
 ];
 
 /// Reads an input as numbers; zeroes when it is used up.
@@ -379,4 +382,9 @@ pub fn page_tables(input: &[u8]) {
 /// A file that is nearly a PV kernel.
 pub fn kernel_image(input: &[u8]) {
     pv_memory::kernel_image(input);
+}
+
+/// A virtio device whose driver does anything.
+pub fn virtio(input: &[u8]) {
+    virtio::script(input);
 }

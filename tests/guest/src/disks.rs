@@ -4,6 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use janus_front::class::BlockFeatures;
 use janus_kernel::block::{Block, BlockError};
 use janus_kernel::test::Test;
 use janus_kernel::{devices, guest_test, task, time};
@@ -73,6 +74,28 @@ guest_test! {
         test.check(after.get(4096..8192) == Some(&data[..]), "what was written is not there");
         test.check(after.get(..4096) == before.get(..4096), "the sectors before it changed");
         test.check(after.get(8192..) == before.get(8192..), "the sectors behind it changed");
+    }
+
+    /// A disk that can discard does so, and leaves the neighbours alone; one that cannot says so.
+    fn discarding_ends_and_spares_the_neighbours(test) {
+        const LEN: u64 = 1 << 20;
+        let Some(disk) = disk(test) else { return };
+        let can = disk.geometry().features.contains(BlockFeatures::DISCARD);
+        let (start, mut before, mut after) = (4 << 20, alloc::vec![0; 8192], alloc::vec![0; 8192]);
+        let done = task::block_on(async {
+            let (left, right) = before.split_at_mut(4096);
+            disk.read_into(start - 4096, left).await?;
+            disk.read_into(start + LEN, right).await?;
+            let discarded = disk.discard(start, LEN).await;
+            let (left, right) = after.split_at_mut(4096);
+            disk.read_into(start - 4096, left).await?;
+            disk.read_into(start + LEN, right).await?;
+            Ok::<_, BlockError>(discarded)
+        });
+        let Some(discarded) = test.ok("read", done) else { return };
+        test.equal("discard", discarded, if can { Ok(()) } else { Err(BlockError::Unsupported) });
+        test.check(before == after, "a neighbour of what was discarded changed");
+        test.note(format_args!("the disk {} discard", if can { "can" } else { "cannot" }));
     }
 
     /// A hundred requests at once all end, each with its own data.

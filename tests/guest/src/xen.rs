@@ -18,6 +18,7 @@ use janus_kernel::xen::xenstore::{XenStore, XenStoreError};
 use janus_kernel::{guest_test, task, time};
 use janus_proto::addr::DomId;
 use janus_proto::grant::Access;
+use janus_proto::xenstore::{Access as StoreAccess, Permission, StoreError};
 
 fn xenstore(test: &mut Test) -> Option<&'static Arc<XenStore>> {
     let store = store();
@@ -123,6 +124,49 @@ guest_test! {
         });
         if let Some(listed) = test.ok("list", listed) {
             test.equal("entries", listed.len(), 30);
+        }
+    }
+
+    /// Permissions of a node of one's own are what they were set to.
+    fn xenstore_permissions_are_kept(test) {
+        let Some(store) = xenstore(test) else { return };
+        let done = task::block_on(async {
+            store.write("data/private", b"1").await?;
+            let own = store.permissions("data/private").await?;
+            let mut wanted = own.clone();
+            wanted.truncate(1);
+            if let Some(owner) = wanted.first_mut() {
+                owner.access = StoreAccess::None;
+            }
+            wanted.push(Permission { access: StoreAccess::Read, domain: DomId(0) });
+            store.set_permissions("data/private", wanted.clone()).await?;
+            Ok::<_, XenStoreError>((wanted, store.permissions("data/private").await?))
+        });
+        if let Some((wanted, found)) = test.ok("permissions", done) {
+            test.equal("permissions", found, wanted);
+        }
+    }
+
+    /// A transaction that somebody came between is refused, and writing all at once tries again by itself.
+    fn xenstore_conflicts_are_told_and_retried(test) {
+        let Some(store) = xenstore(test) else { return };
+        let done = task::block_on(async {
+            store.write("data/c", b"0").await?;
+            let transaction = store.begin().await?;
+            let seen = transaction.read("data/c").await?;
+            store.write("data/c", b"1").await?;
+            transaction.write("data/c", b"2").await?;
+            let commit = transaction.commit().await;
+            let kept = store.read("data/c").await?;
+            let nodes = [("c".into(), "3".into()), ("d".into(), "4".into())];
+            store.write_all("data", &nodes).await?;
+            Ok::<_, XenStoreError>((seen, commit, kept, store.read("data/d").await?))
+        });
+        if let Some((seen, commit, kept, after)) = test.ok("transactions", done) {
+            test.equal("seen", &seen[..], &b"0"[..]);
+            test.equal("commit", commit, Err(XenStoreError::Refused(StoreError::Again)));
+            test.equal("kept", &kept[..], &b"1"[..]);
+            test.equal("written at once", &after[..], &b"4"[..]);
         }
     }
 

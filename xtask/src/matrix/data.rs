@@ -49,9 +49,22 @@ pub(crate) enum Row {
     /// In the place of dom0, directly under Xen: no devices.
     Dom0(Mode),
     /// The bundled VMM, as a Xen PV guest in a process.
-    Monitor,
+    Monitor(Devices),
     /// The bundled VMM with real KVM, in the KVM lab.
     Kvm(KvmDoor),
+}
+
+/// The devices of a guest of the bundled VMM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Devices {
+    /// Xen's.
+    Xen,
+    /// virtio's.
+    Virtio,
+    /// virtio's, which see only what the guest grants them.
+    VirtioGrants,
+    /// Disks of virtio's, cards of Xen's.
+    Mixed,
 }
 
 /// How the bundled VMM enters a guest of KVM.
@@ -274,7 +287,10 @@ fn row(name: &str, data: &RowData) -> Result<Row> {
         ("xen", Some("pvh")) => Row::Xen(Mode::Pvh),
         ("dom0", Some("pv")) => Row::Dom0(Mode::Pv),
         ("dom0", Some("pvh")) => Row::Dom0(Mode::Pvh),
-        ("monitor", None) => Row::Monitor,
+        ("monitor", None) => Row::Monitor(Devices::Xen),
+        ("monitor", Some("virtio")) => Row::Monitor(Devices::Virtio),
+        ("monitor", Some("virtio-grants")) => Row::Monitor(Devices::VirtioGrants),
+        ("monitor", Some("mixed")) => Row::Monitor(Devices::Mixed),
         ("kvm", None | Some("pvh")) => Row::Kvm(KvmDoor::Pvh),
         ("kvm", Some("linux64")) => Row::Kvm(KvmDoor::Linux),
         (_, door) => bail!("row {name}: no machine {machine:?} with door {door:?}"),

@@ -156,7 +156,7 @@ fn run_single(instance: &Instance, images: &BTreeMap<String, PathBuf>) -> Result
             qemu_row::run(instance, &image)
         }
         Row::Dom0(mode) => qemu_row::run_as_dom0(instance, &image, mode),
-        Row::Monitor => monitor_row::run(instance, &image),
+        Row::Monitor(devices) => monitor_row::run(instance, &image, devices),
         Row::Xen(_) | Row::Kvm(_) => bail!("not a row for a single machine"),
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::data::{Ending, Instance, Step};
+use super::data::{Devices, Ending, Instance, Step};
 use super::judge::Run;
 use super::steps::{self, Fetched, Place};
 use super::{command_line, disks};
@@ -74,7 +74,7 @@ pub(super) fn program() -> Result<PathBuf> {
 ///
 /// # Errors
 /// The machine cannot be set up; what happens in it is in the [`Run`].
-pub(crate) fn run(instance: &Instance, image: &Path) -> Result<Run> {
+pub(crate) fn run(instance: &Instance, image: &Path, devices: Devices) -> Result<Run> {
     let case = &instance.case;
     let port = qemu::free_port(0)?;
     let mut command = Command::new(program()?);
@@ -88,8 +88,19 @@ pub(crate) fn run(instance: &Instance, image: &Path) -> Result<Run> {
     if let Some(kind) = case.module {
         command.arg("--initrd").arg(disks::module(kind)?);
     }
+    let disk_bus = match devices {
+        Devices::Xen => "xen",
+        Devices::Virtio | Devices::VirtioGrants | Devices::Mixed => "virtio",
+    };
     for kind in &case.disks {
-        command.arg("--disk").arg(format!("{},snapshot", disks::image(*kind)?.display()));
+        let file = disks::image(*kind)?;
+        command.arg("--disk").arg(format!("{},snapshot,bus={disk_bus}", file.display()));
+    }
+    match devices {
+        Devices::Xen => {}
+        Devices::Virtio => drop(command.args(["--virtio", "--rng"])),
+        Devices::VirtioGrants => drop(command.args(["--virtio", "--rng", "--virtio-grants"])),
+        Devices::Mixed => drop(command.arg("--rng")),
     }
     if case.network {
         command.args(["--publish", &format!("{port}:80")]);

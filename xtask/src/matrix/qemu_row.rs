@@ -81,7 +81,7 @@ pub(crate) fn run(instance: &Instance, image: &Path) -> Result<Run> {
             };
             (Machine::Q35, boot)
         }
-        Row::Xen(_) | Row::Dom0(_) | Row::Monitor | Row::Kvm(_) => bail!("not a row of QEMU"),
+        Row::Xen(_) | Row::Dom0(_) | Row::Monitor(_) | Row::Kvm(_) => bail!("not a row of QEMU"),
     };
     let port = qemu::free_port(0)?;
     let mut vm = Vm::new(machine, boot);

@@ -22,12 +22,16 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::{Interrupts, Transport};
 use crate::dma::{DmaBuf, FrameSource};
 
-/// The frame source of a program in which every pointer is its own guest physical address.
+/// How the crate's devices reach memory.
 ///
 /// # Implementation safety
-/// A device can reach all memory of the program, heap and stacks included, at the address that a pointer
-/// to it has, and memory that is contiguous for the program is so for the device.
-pub unsafe trait IdentityFrames: Send + Sync + fmt::Debug + 'static {
+/// `FrameSource::guest_address` of [`Self::frames`] says for every byte of memory that came from there where the device
+/// finds it, and memory of one allocation is contiguous for the device too. If [`Self::ANY_MEMORY`] is set, both hold
+/// for all memory of the program, heap and stacks included.
+pub unsafe trait DeviceFrames: Send + Sync + fmt::Debug + 'static {
+    /// Devices reach whatever a pointer points to, not only what came from the source: the crate's own drivers, which
+    /// share parts of themselves, need that.
+    const ANY_MEMORY: bool;
     /// The source of whole pages.
     fn frames() -> &'static dyn FrameSource;
 }
@@ -38,7 +42,7 @@ pub struct FramesHal<S>(PhantomData<S>);
 
 // SAFETY: 1. `dma_alloc` hands on what `FrameSource::allocate` promises: zeroed, page-aligned memory that
 // nobody else has; 2. no MMIO is ever mapped through it, because the adapter owns the registers.
-unsafe impl<S: IdentityFrames> Hal for FramesHal<S> {
+unsafe impl<S: DeviceFrames> Hal for FramesHal<S> {
     fn dma_alloc(pages: usize, _direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         match S::frames().allocate(pages) {
             Some(memory) => (S::frames().guest_address(memory).0, memory),
@@ -54,7 +58,7 @@ unsafe impl<S: IdentityFrames> Hal for FramesHal<S> {
         unreachable!("registers at {paddr:#x} belong to the transport")
     }
     unsafe fn share(buffer: NonNull<[u8]>, _direction: BufferDirection) -> PhysAddr {
-        buffer.addr().get() as PhysAddr // `IdentityFrames`
+        S::frames().guest_address(buffer.cast()).0 // `DeviceFrames`
     }
     unsafe fn unshare(_paddr: PhysAddr, _buffer: NonNull<[u8]>, _direction: BufferDirection) {}
 }
@@ -188,6 +192,6 @@ impl virtio_drivers::transport::Transport for Adapter {
 }
 
 /// Whole pages for a low-rate device.
-pub(super) fn page<S: IdentityFrames>() -> Option<DmaBuf> {
+pub(super) fn page<S: DeviceFrames>() -> Option<DmaBuf> {
     DmaBuf::new(S::frames(), PAGE_SIZE)
 }

@@ -8,7 +8,7 @@ use alloc::boxed::Box;
 
 use virtio_drivers::device::blk::{BlkReq, BlkResp, RespStatus, VirtIOBlk};
 
-use super::baseline::{Adapter, FramesHal, IdentityFrames};
+use super::baseline::{Adapter, DeviceFrames, FramesHal};
 use super::{InitError, Transport};
 use crate::class::{
     BlockDevice, BlockFeatures, BlockOp, BlockStatus, Completion, Geometry, PeerError, SECTOR_SIZE,
@@ -34,19 +34,19 @@ struct Request {
 }
 
 /// The crate's disk.
-pub struct BaselineBlk<S: IdentityFrames> {
+pub struct BaselineBlk<S: DeviceFrames> {
     driver: VirtIOBlk<FramesHal<S>, Adapter>,
     requests: [Option<Request>; DEPTH],
     broken: bool,
 }
 
-impl<S: IdentityFrames> core::fmt::Debug for BaselineBlk<S> {
+impl<S: DeviceFrames> core::fmt::Debug for BaselineBlk<S> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("BaselineBlk").field("requests", &self.requests).finish_non_exhaustive()
     }
 }
 
-impl<S: IdentityFrames> BaselineBlk<S> {
+impl<S: DeviceFrames> BaselineBlk<S> {
     /// Sets the device up.
     ///
     /// # Errors
@@ -86,7 +86,7 @@ impl<S: IdentityFrames> BaselineBlk<S> {
     }
 }
 
-impl<S: IdentityFrames> BlockDevice for BaselineBlk<S> {
+impl<S: DeviceFrames> BlockDevice for BaselineBlk<S> {
     fn geometry(&self) -> Geometry {
         let writable =
             if self.driver.readonly() { BlockFeatures::empty() } else { BlockFeatures::WRITE };

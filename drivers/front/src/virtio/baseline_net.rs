@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 use janus_proto::addr::PAGE_SIZE;
 use virtio_drivers::device::net::VirtIONetRaw;
 
-use super::baseline::{Adapter, FramesHal, IdentityFrames, page};
+use super::baseline::{Adapter, DeviceFrames, FramesHal, page};
 use super::{InitError, Transport};
 use crate::class::{
     NetDevice, NetOffloads, NetProperties, PeerError, RxChecksum, RxPart, TX_HEADROOM, TxFrame,
@@ -24,7 +24,7 @@ const SLOTS: usize = 64;
 const HEADER: usize = 12;
 
 /// The crate's card.
-pub struct BaselineNet<S: IdentityFrames> {
+pub struct BaselineNet<S: DeviceFrames> {
     // First, so that it is dropped, and the device reset, before the buffers.
     driver: VirtIONetRaw<FramesHal<S>, Adapter, SLOTS>,
     /// Frames under way with their lengths, by the crate's token.
@@ -37,13 +37,13 @@ pub struct BaselineNet<S: IdentityFrames> {
     broken: bool,
 }
 
-impl<S: IdentityFrames> core::fmt::Debug for BaselineNet<S> {
+impl<S: DeviceFrames> core::fmt::Debug for BaselineNet<S> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("BaselineNet").field("spare", &self.spare).finish_non_exhaustive()
     }
 }
 
-impl<S: IdentityFrames> BaselineNet<S> {
+impl<S: DeviceFrames> BaselineNet<S> {
     /// Sets the device up.
     ///
     /// # Errors
@@ -88,7 +88,7 @@ fn lent(buf: &mut DmaBuf, len: usize) -> Option<&mut [u8]> {
     buf.get_mut(TX_HEADROOM - HEADER..TX_HEADROOM + len)
 }
 
-impl<S: IdentityFrames> NetDevice for BaselineNet<S> {
+impl<S: DeviceFrames> NetDevice for BaselineNet<S> {
     fn properties(&self) -> NetProperties {
         let mac = self.driver.mac_address();
         NetProperties { mac, mtu: 1500, offloads: NetOffloads::empty() }

@@ -14,7 +14,7 @@ use janus_proto::abi::virtio::{console, feature, rng};
 use janus_proto::addr::PAGE_SIZE;
 use virtio_drivers::queue::VirtQueue;
 
-use super::baseline::{Adapter, FramesHal, IdentityFrames, page};
+use super::baseline::{Adapter, DeviceFrames, FramesHal, page};
 use super::{InitError, Transport};
 use crate::class::{ConsoleDevice, EntropyDevice, PeerError};
 use crate::dma::DmaBuf;
@@ -26,7 +26,7 @@ const FEATURES: u64 = feature::VERSION_1 | feature::ACCESS_PLATFORM;
 
 /// A queue of the crate, and the pages that are in it, by token.
 #[derive(Debug)]
-struct PageQueue<S: IdentityFrames> {
+struct PageQueue<S: DeviceFrames> {
     queue: VirtQueue<FramesHal<S>, SIZE>,
     index: u16,
     pages: [Option<(DmaBuf, usize)>; SIZE],
@@ -39,7 +39,7 @@ enum Direction {
     FromDevice,
 }
 
-impl<S: IdentityFrames> PageQueue<S> {
+impl<S: DeviceFrames> PageQueue<S> {
     fn new(adapter: &mut Adapter, index: u16, direction: Direction) -> Result<Self, InitError> {
         let queue =
             VirtQueue::new(adapter, index, false, false).map_err(|_| InitError::Queue(index))?;
@@ -99,7 +99,7 @@ fn set_up(transport: Box<dyn Transport>, features: u64) -> Result<(Adapter, u64)
 
 /// A virtio console, port 0.
 #[derive(Debug)]
-pub struct VirtioConsole<S: IdentityFrames> {
+pub struct VirtioConsole<S: DeviceFrames> {
     // Before the queues, so that the device is reset before their memory is freed.
     adapter: Reset,
     receive: PageQueue<S>,
@@ -117,7 +117,7 @@ const CONSOLE_PAGES: usize = 4;
 /// Input that is kept while nobody reads it; more is dropped, as a terminal does.
 const INPUT_LIMIT: usize = 64 * 1024;
 
-impl<S: IdentityFrames> VirtioConsole<S> {
+impl<S: DeviceFrames> VirtioConsole<S> {
     /// Sets the device up.
     ///
     /// # Errors
@@ -182,7 +182,7 @@ impl<S: IdentityFrames> VirtioConsole<S> {
     }
 }
 
-impl<S: IdentityFrames> ConsoleDevice for VirtioConsole<S> {
+impl<S: DeviceFrames> ConsoleDevice for VirtioConsole<S> {
     fn write(&mut self, bytes: &[u8]) -> usize {
         let mut taken = 0;
         self.reclaim();
@@ -230,7 +230,7 @@ impl<S: IdentityFrames> ConsoleDevice for VirtioConsole<S> {
 
 /// A virtio entropy source.
 #[derive(Debug)]
-pub struct VirtioRng<S: IdentityFrames> {
+pub struct VirtioRng<S: DeviceFrames> {
     // Before the queue, so that the device is reset before its memory is freed.
     adapter: Reset,
     queue: PageQueue<S>,
@@ -241,7 +241,7 @@ pub struct VirtioRng<S: IdentityFrames> {
 /// Bytes asked for at a time.
 const ENTROPY_REQUEST: usize = 64;
 
-impl<S: IdentityFrames> VirtioRng<S> {
+impl<S: DeviceFrames> VirtioRng<S> {
     /// Sets the device up and asks for the first bytes.
     ///
     /// # Errors
@@ -256,7 +256,7 @@ impl<S: IdentityFrames> VirtioRng<S> {
     }
 }
 
-impl<S: IdentityFrames> EntropyDevice for VirtioRng<S> {
+impl<S: DeviceFrames> EntropyDevice for VirtioRng<S> {
     fn read(&mut self, buf: &mut [u8]) -> usize {
         if self.dead {
             return 0;

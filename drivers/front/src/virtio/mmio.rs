@@ -1,5 +1,7 @@
 //! virtio over MMIO, version 2 (virtio 1.2, 4.2): one window of registers, one interrupt.
 
+use alloc::boxed::Box;
+use core::fmt;
 use core::sync::atomic::Ordering;
 
 use janus_proto::abi::virtio::mmio::{
@@ -15,10 +17,14 @@ use janus_proto::virtqueue::Rings;
 use super::{Acknowledge, ConfigChanged, InitError, Interrupts, Notifications, Transport};
 use crate::mmio::MmioRegion;
 
+/// Makes the device look at its queues, by another way than its register.
+pub type Doorbell = Box<dyn Fn() + Send + Sync>;
+
 /// A device behind a window of registers.
-#[derive(Debug)]
 pub struct MmioTransport {
     registers: MmioRegion,
+    /// The interrupts say themselves what they are for, and this notifies: see [`MmioTransport::with_doorbell`].
+    doorbell: Option<Doorbell>,
     config_changed: ConfigChanged,
     notifications: Notifications,
 }
@@ -38,6 +44,7 @@ impl MmioTransport {
         match registers.read32(VERSION) {
             2 => Ok(Some(Self {
                 registers,
+                doorbell: None,
                 config_changed: ConfigChanged::default(),
                 notifications: Notifications::default(),
             })),
@@ -46,10 +53,24 @@ impl MmioTransport {
         }
     }
 
+    /// Notifies by `doorbell` from now on, for all queues alike; and the device has an interrupt for its queues and
+    /// another for its configuration, so that nothing has to be read or written when they come. For hosts where an
+    /// access to a register costs more than either.
+    #[must_use]
+    pub fn with_doorbell(self, doorbell: Doorbell) -> Self {
+        Self { doorbell: Some(doorbell), ..self }
+    }
+
     fn write_address(&self, register: usize, address: Gpa) {
         #[expect(clippy::cast_possible_truncation, reason = "the low half is meant")]
         self.registers.write32(register, address.0 as u32);
         self.registers.write32(register + 4, (address.0 >> 32) as u32);
+    }
+}
+
+impl fmt::Debug for MmioTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MmioTransport").field("registers", &self.registers).finish_non_exhaustive()
     }
 }
 
@@ -114,7 +135,10 @@ impl Transport for MmioTransport {
     }
     fn notify(&self, queue: u16) {
         self.notifications.fetch_add(1, Ordering::Relaxed);
-        self.registers.write32(QUEUE_NOTIFY, u32::from(queue));
+        match &self.doorbell {
+            Some(doorbell) => doorbell(),
+            None => self.registers.write32(QUEUE_NOTIFY, u32::from(queue)),
+        }
     }
     fn config_generation(&self) -> u32 {
         self.registers.read32(CONFIG_GENERATION)
@@ -133,7 +157,10 @@ impl Transport for MmioTransport {
     }
     fn interrupts(&self) -> Interrupts {
         Interrupts {
-            acknowledge: Acknowledge::Mmio(self.registers.clone()),
+            acknowledge: match &self.doorbell {
+                Some(_) => Acknowledge::Message,
+                None => Acknowledge::Mmio(self.registers.clone()),
+            },
             config_changed: self.config_changed.clone(),
             notifications: self.notifications.clone(),
         }

@@ -11,7 +11,7 @@ use janus_proto::abi::virtio::{DeviceId, feature};
 use janus_proto::virtqueue::Segment;
 
 use super::balloon::VirtioBalloon;
-use super::baseline::IdentityFrames;
+use super::baseline::DeviceFrames;
 use super::baseline_blk::BaselineBlk;
 use super::fake::{FakeDevice, ProcessMemory, read, write};
 use super::low_rate::{VirtioConsole, VirtioRng};
@@ -31,7 +31,8 @@ fn frames() -> &'static HeapFrames {
 }
 
 // SAFETY: `ProcessMemory` takes every device address for a pointer.
-unsafe impl IdentityFrames for Host {
+unsafe impl DeviceFrames for Host {
+    const ANY_MEMORY: bool = true;
     fn frames() -> &'static dyn FrameSource {
         frames()
     }

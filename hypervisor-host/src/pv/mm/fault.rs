@@ -197,7 +197,7 @@ impl Memory {
             return Outcome::Protection(code | ERROR_PRESENT);
         }
         self.mark(&leaf, if write { Entry::ACCESSED | Entry::DIRTY } else { Entry::ACCESSED });
-        if !is_mappable(address) {
+        if !is_mappable(address) || self.devices.contains(&leaf.entry.frame()) {
             return Outcome::Unmappable;
         }
         self.map_around(root, engine, address & !(PAGE_SIZE as u64 - 1), &leaf, write);

@@ -106,6 +106,20 @@ impl Space for SharedMemory {
         self.lock().write_table(vcpu, engine, address, old, new, size)
     }
 
+    fn permit(&self, frame: Mfn) {
+        self.lock().devices.insert(frame);
+    }
+
+    fn device_frame(&self, vcpu: usize, address: u64, write: bool) -> Option<Mfn> {
+        let memory = self.lock();
+        if memory.devices.is_empty() {
+            return None;
+        }
+        let leaf = memory.walk(memory.root(vcpu)?, address)?;
+        let frame = leaf.entry.frame();
+        (memory.devices.contains(&frame) && (leaf.write || !write)).then_some(frame)
+    }
+
     fn hypercall(
         &self,
         vcpu: usize,

@@ -163,6 +163,10 @@ impl Memory {
 
     /// What an entry of the last level names (`get_page_from_l1e`).
     fn get_mapped_page(&mut self, frame: Mfn, writable: bool) -> Result<(), Errno> {
+        if self.devices.contains(&frame) {
+            // No memory, so nothing to count: it is never anything else.
+            return Ok(());
+        }
         if self.frame(frame).is_none_or(|frame| frame.owner == Owner::Hidden) {
             // Not this guest's memory at all: a device's, or another domain's.
             return Err(Errno::EPERM);

@@ -6,6 +6,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const F_MUST_TELL_HOST: u64 = 1 << 0;
 /// A queue for statistics.
 pub const F_STATS_VQ: u64 = 1 << 1;
+/// The guest may take pages back when it is out of memory.
+pub const F_DEFLATE_ON_OOM: u64 = 1 << 2;
+/// A queue for pages that are free.
+pub const F_PAGE_REPORTING: u64 = 1 << 5;
 /// Pages given up.
 pub const QUEUE_INFLATE: u16 = 0;
 /// Pages taken back.

@@ -19,6 +19,11 @@ pub const F_DISCARD: u64 = 1 << 13;
 /// Write zeroes is known.
 pub const F_WRITE_ZEROES: u64 = 1 << 14;
 
+/// Bytes of the answer to `GET_ID`.
+pub const ID_BYTES: usize = 20;
+/// Flag of a range to fill with zeroes: it may be given back to the medium.
+pub const WRITE_ZEROES_FLAG_UNMAP: u32 = 1;
+
 open_enum! {
     /// `type` of a request.
     pub enum RequestType: u32 {

@@ -22,6 +22,19 @@ pub const F_HOST_TSO6: u64 = 1 << 12;
 pub const F_MRG_RXBUF: u64 = 1 << 15;
 /// `status` is valid.
 pub const F_STATUS: u64 = 1 << 16;
+/// There is a control queue.
+pub const F_CTRL_VQ: u64 = 1 << 17;
+/// There are several pairs of queues, and the control queue says how many are used.
+pub const F_MQ: u64 = 1 << 22;
+
+/// Class of commands: several pairs of queues.
+pub const CTRL_MQ: u8 = 4;
+/// Command of [`CTRL_MQ`]: use so many pairs, a `u16`.
+pub const CTRL_MQ_VQ_PAIRS_SET: u8 = 0;
+/// A command was done.
+pub const CTRL_OK: u8 = 0;
+/// A command was refused.
+pub const CTRL_ERR: u8 = 1;
 
 /// `status`: the link is up.
 pub const S_LINK_UP: u16 = 1;
