@@ -184,14 +184,53 @@ pub fn flush() {
     }
 }
 
-/// The console as a formatter's target. Each `write!` may reach the devices in several pieces.
+/// The console as a formatter's target. What one `write!` writes stays together, up to [`TOGETHER`] bytes: other CPUs
+/// write, too.
 #[derive(Clone, Copy, Debug)]
 pub struct Console;
+
+/// Bytes that reach the devices in one piece.
+const TOGETHER: usize = 512;
+
+/// Collects the pieces of one `write!`.
+struct Piece {
+    bytes: [u8; TOGETHER],
+    len: usize,
+}
+
+impl Piece {
+    fn flush(&mut self) {
+        write_bytes(self.bytes.get(..self.len).unwrap_or(&[]));
+        self.len = 0;
+    }
+}
+
+impl fmt::Write for Piece {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        if text.len() > TOGETHER - self.len {
+            self.flush();
+        }
+        match self.bytes.get_mut(self.len..self.len + text.len()) {
+            Some(room) => {
+                room.copy_from_slice(text.as_bytes());
+                self.len += text.len();
+            }
+            None => write_bytes(text.as_bytes()),
+        }
+        Ok(())
+    }
+}
 
 impl fmt::Write for Console {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         write_bytes(text.as_bytes());
         Ok(())
+    }
+    fn write_fmt(&mut self, arguments: fmt::Arguments<'_>) -> fmt::Result {
+        let mut piece = Piece { bytes: [0; TOGETHER], len: 0 };
+        let result = fmt::write(&mut piece, arguments);
+        piece.flush();
+        result
     }
 }
 

@@ -287,27 +287,34 @@ guest_test! {
         if !start(test) {
             return;
         }
-        let moving: Vec<_> = (0..4)
-            .map(|_| {
-                task::spawn_anywhere("moving", async {
+        // Spawned by a task of the second CPU, they begin there, and may move.
+        let spawner = task::spawn_on(1, "spawner", async {
+            let moving = || {
+                task::spawn("moving", async {
                     let mut seen = Vec::new();
                     while !END.load(Ordering::Relaxed) {
                         seen.push(this_cpu());
                         ROUNDS.fetch_add(1, Ordering::Relaxed);
-                        // Long enough that the other CPU has time to take one of the four.
-                        let start = time::now();
-                        while start.elapsed() < Duration::from_micros(300) {
-                            core::hint::spin_loop();
-                        }
                         time::sleep(Duration::from_millis(1)).await;
                     }
                     seen
                 })
-            })
-            .collect();
+            };
+            [moving(), moving()]
+        });
+        let Some(spawner) = spawner else {
+            test.error("no second CPU");
+            return;
+        };
+        let moving = task::block_on(async {
+            let moving = spawner.await;
+            while ROUNDS.load(Ordering::Relaxed) < 2 {
+                time::sleep(Duration::from_millis(1)).await;
+            }
+            moving
+        });
         let result = task::block_on(async {
             for _ in 0..2 {
-                time::sleep(Duration::from_millis(10)).await;
                 smp::stop(CpuId(1)).await?;
                 test.equal("CPUs in use", smp::online(), 1);
                 let before = ROUNDS.load(Ordering::Relaxed);
