@@ -43,8 +43,8 @@ pub(super) async fn start(cpu: &'static PerCpu, stack: usize) -> Result<(), CpuE
     let CpuId(id) = cpu.id();
     let tables = firmware::tables().ok_or(CpuError::NoSuchCpu)?;
     let own = apic::id();
-    let others = tables.processors.iter().filter(|apic| **apic != own);
-    let target = *others.skip(id as usize - 1).next().ok_or(CpuError::NoSuchCpu)?;
+    let mut others = tables.processors.iter().filter(|apic| **apic != own);
+    let target = *others.nth(id as usize - 1).ok_or(CpuError::NoSuchCpu)?;
     let page = frames::low_page().ok_or(CpuError::NoLowMemory)?;
     let address = usize::try_from(page.start().0).unwrap_or(0);
     let code = &raw const smp_trampoline;

@@ -274,7 +274,7 @@ fn updates_of_what_is_no_table_need_a_page_that_may_be_written() {
     let unaligned = MmuUpdate { ptr: (mfn(L1).0 << 12) + 5 * 8 + 4, val: 0 };
     // The lower three bits are the operation.
     assert_eq!(guest.memory.update_entry(&mut guest.engine, unaligned), Err(Errno::ENOSYS));
-    let untranslated = MmuUpdate { ptr: (mfn(L1).0 << 12) + 40 | 3, val: 0 };
+    let untranslated = MmuUpdate { ptr: ((mfn(L1).0 << 12) + 40) | 3, val: 0 };
     assert_eq!(guest.memory.update_entry(&mut guest.engine, untranslated), Ok(0));
     let unknown = MmuUpdate { ptr: mfn(L1).0 << 12 | 4, val: 0 };
     assert_eq!(guest.memory.update_entry(&mut guest.engine, unknown), Err(Errno::ENOSYS));
