@@ -8,9 +8,13 @@ use janus_proto::abi::xen::Errno;
 use super::cpu::Cpu;
 use super::hypercall::{Answer, low32};
 
-/// A version of an interface of toolstacks that nobody has, so that a well-formed call is refused by it (`EACCES`).
+/// Versions of the toolstacks' interfaces in Xen 4.17 (`XEN_DOMCTL_INTERFACE_VERSION`, also that of `sysctl`;
+/// `XENPF_INTERFACE_VERSION`): whoever knows them is told that it has not the rights, others that they ask wrongly.
+const VERSIONS: [u32; 2] = [0x15, 0x0300_0000];
+
 fn toolstack(cpu: &Cpu, argument: u64) -> Answer {
-    Answer::err(match cpu.read::<u64>(argument) {
+    Answer::err(match cpu.read::<[u32; 2]>(argument) {
+        Ok([_, version]) if VERSIONS.contains(&version) => Errno::EPERM,
         Ok(_) => Errno::EACCES,
         Err(error) => error,
     })

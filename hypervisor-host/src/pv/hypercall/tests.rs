@@ -56,6 +56,8 @@ fn calls_for_others_look_at_their_argument_and_refuse() {
     ] {
         assert_eq!(call(&mut cpu, Hypercall(number), &args), want, "{number} {args:?}");
     }
+    put(&cpu, SCRATCH, &[1_u32, 0x15].map(u32::to_le_bytes).concat());
+    assert_eq!(call(&mut cpu, Hypercall(35), &[SCRATCH]), -1);
     assert_eq!(cpu.shared().counters.unknown(), 0);
 }
 
