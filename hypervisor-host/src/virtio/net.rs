@@ -192,8 +192,10 @@ impl Net {
         if frame.validated && self.has(F_GUEST_CSUM) {
             header.flags = HDR_F_DATA_VALID;
         }
-        if frame.checksum_blank || frame.gso.is_some() {
-            let Place { start, offset, header_len } = checksum::place(&frame.bytes)?;
+        // Networks say it of every frame: one that is neither TCP nor UDP has no such sum.
+        let place = checksum::place(&frame.bytes);
+        if frame.gso.is_some() || (frame.checksum_blank && place.is_some()) {
+            let Place { start, offset, header_len } = place?;
             self.has(F_GUEST_CSUM).then_some(())?;
             header.flags = HDR_F_NEEDS_CSUM;
             (header.csum_start, header.csum_offset) = (start, offset);

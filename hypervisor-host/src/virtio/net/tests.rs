@@ -118,6 +118,14 @@ fn frames_come_in_when_there_are_buffers() {
     bell();
     assert_eq!(driver.used(0).unwrap().len, 112);
     assert_eq!(driver.peek(0, 12), [1, 0, 54, 0, 0, 0, 34, 0, 16, 0, 1, 0]);
+    // An ICMP message has its sum, whatever the network says.
+    let mut icmp = tcp(100);
+    icmp[23] = 1;
+    driver.send(0, &[(0, 2048, true)]);
+    cable.send(Frame { checksum_blank: true, validated: true, ..plain(icmp) });
+    bell();
+    assert_eq!(driver.used(0).unwrap().len, 112);
+    assert_eq!(driver.peek(0, 12), [2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
 }
 
 #[test]
