@@ -17,7 +17,7 @@ use crate::engine::monitor::Monitor;
 use crate::engine::{EngineError, Vcpu};
 use crate::host::{DiskOptions, Endpoint, Host, HostError, Identity, Image, Network, PlugError};
 use crate::machine::contents::Contents;
-use crate::pv::builder::{self, BuildError, Cause};
+use crate::pv::builder::{self, BuildError, Cause, Kernel};
 use crate::pv::domain::{Domain, Ended, FirstCpu, Setup};
 use crate::pv::mm::Size;
 use crate::pv::mm::space::SharedMemory;
@@ -191,6 +191,21 @@ pub(crate) fn uuid() -> [u8; 16] {
 /// Refuses a kernel that is entered where the host's kernel lives.
 fn in_lower_half(entry: u64) -> Result<(), Cause> {
     if entry < LOWER_HALF { Ok(()) } else { Err(Cause::UpperHalf(entry)) }
+}
+
+/// Whether a kernel is for the monitor: a PV kernel of the lower half, or a file in which only the monitor's builder
+/// knows what is wrong.
+#[must_use]
+pub fn suits_monitor(kernel: &Path) -> bool {
+    /// "HdrS" at 0x202: a bzImage.
+    const LINUX: std::ops::Range<usize> = 0x202..0x206;
+    let Ok(file) = read(kernel) else { return true };
+    match Kernel::parse(&file) {
+        Ok(kernel) => in_lower_half(kernel.entry).is_ok(),
+        Err(Cause::OnlyPvh | Cause::NoNotes) => false,
+        Err(Cause::NotElf) => file.get(LINUX) != Some(b"HdrS"),
+        Err(_) => true,
+    }
 }
 
 fn read(path: &Path) -> Result<Contents, GuestError> {

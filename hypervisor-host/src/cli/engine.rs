@@ -7,7 +7,7 @@ use crate::kvm::probe::Verdict;
 /// What was asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(super) enum EngineArgument {
-    /// KVM where it runs guests natively, else the monitor.
+    /// The monitor for every kernel that it can run; for others KVM where it runs guests natively, else QEMU.
     #[default]
     Auto,
     /// The engine without hardware: Xen PV guests as ordinary processes.
@@ -33,8 +33,12 @@ pub(super) struct Choice {
     pub(super) reason: Option<String>,
 }
 
-/// Chooses; `ask` is put only where its answer matters.
-pub(super) fn choose(argument: EngineArgument, ask: impl FnOnce() -> Verdict) -> Choice {
+/// Chooses; what the kernel is for, and what `ask` says of KVM, is looked at only where it matters.
+pub(super) fn choose(
+    argument: EngineArgument,
+    suits_monitor: impl FnOnce() -> bool,
+    ask: impl FnOnce() -> Verdict,
+) -> Choice {
     let plain = |engine| Choice { engine, reason: None };
     match argument {
         EngineArgument::Monitor => plain(Engine::Monitor),
@@ -47,14 +51,16 @@ pub(super) fn choose(argument: EngineArgument, ask: impl FnOnce() -> Verdict) ->
                 reason: Some(format!("QEMU with {with}: {verdict}")),
             }
         }
+        EngineArgument::Auto if suits_monitor() => plain(Engine::Monitor),
         EngineArgument::Auto => {
             let verdict = ask();
             let (engine, name) = if verdict.is_usable() {
                 (Engine::Kvm, "KVM")
             } else {
-                (Engine::Monitor, "the monitor")
+                (Engine::Qemu { kvm: false }, "QEMU with TCG")
             };
-            Choice { engine, reason: Some(format!("{name}: {verdict}")) }
+            let reason = format!("{name}, as the kernel is none for the monitor: {verdict}");
+            Choice { engine, reason: Some(reason) }
         }
     }
 }
@@ -67,21 +73,23 @@ mod tests {
     fn the_engine_is_what_can_run_the_kernel_here_and_the_reason_is_told() {
         use EngineArgument::{Auto, Kvm, Monitor, Qemu};
         let slow = || Verdict::Interprets("x");
-        for (argument, verdict, engine) in [
-            (Auto, Verdict::Native, Engine::Kvm),
-            (Auto, Verdict::Absent, Engine::Monitor),
-            (Auto, Verdict::NotPermitted, Engine::Monitor),
-            (Auto, Verdict::Hangs, Engine::Monitor),
-            (Auto, slow(), Engine::Monitor),
-            (Monitor, Verdict::Native, Engine::Monitor),
-            (Kvm, slow(), Engine::Kvm),
-            (Qemu, slow(), Engine::Qemu { kvm: false }),
-            (Qemu, Verdict::Native, Engine::Qemu { kvm: true }),
+        let tcg = Engine::Qemu { kvm: false };
+        for (argument, suits_monitor, verdict, engine) in [
+            (Auto, true, Verdict::Native, Engine::Monitor),
+            (Auto, false, Verdict::Native, Engine::Kvm),
+            (Auto, false, Verdict::Absent, tcg),
+            (Auto, false, Verdict::NotPermitted, tcg),
+            (Auto, false, Verdict::Hangs, tcg),
+            (Auto, false, slow(), tcg),
+            (Monitor, false, Verdict::Native, Engine::Monitor),
+            (Kvm, true, slow(), Engine::Kvm),
+            (Qemu, true, slow(), tcg),
+            (Qemu, true, Verdict::Native, Engine::Qemu { kvm: true }),
         ] {
             let told = verdict.to_string();
-            let choice = choose(argument, || verdict);
+            let choice = choose(argument, || suits_monitor, || verdict);
             assert_eq!(choice.engine, engine, "{argument:?} {told}");
-            let asked = matches!(argument, Auto | Qemu);
+            let asked = argument == Qemu || argument == Auto && !suits_monitor;
             assert_eq!(choice.reason.is_some_and(|reason| reason.contains(&told)), asked);
         }
     }

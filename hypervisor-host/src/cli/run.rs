@@ -18,7 +18,7 @@ use super::terminal::{self, Raw};
 use super::{crash, describe, detach, kvm, qemu, table};
 use crate::control::protocol::Exit;
 use crate::gdb;
-use crate::guest::{Description, Guest};
+use crate::guest::{self, Description, Guest};
 use crate::host::Endpoint;
 use crate::journal::{Event, Journal};
 use crate::kvm::probe;
@@ -32,8 +32,9 @@ type Refusal = String;
 
 pub(super) fn run(arguments: &RunArguments) -> ExitCode {
     let code = describe::describe(arguments).and_then(|description| {
+        let suits_monitor = || guest::suits_monitor(&description.kernel);
         let ask = || probe::probe(Path::new(probe::DEVICE));
-        let Choice { engine, reason } = choose(arguments.engine, ask);
+        let Choice { engine, reason } = choose(arguments.engine, suits_monitor, ask);
         if let Some(reason) = reason.filter(|_| !detach::is_detached()) {
             eprintln!("janus: {} runs on {reason}", description.name);
         }

@@ -145,8 +145,7 @@ fn give_memory(vm: &VmFd, ram: &Ram) -> Result<(), KvmError> {
     Ok(())
 }
 
-/// The machine's own parts in the kernel. Interrupt controllers there start faster, and cost fewer exits, than any
-/// part of them here: see ARCHITECTURE.md, "KVM".
+/// The machine's own parts in the kernel: interrupt controllers there cost no exits to this program.
 fn give_interrupt_controllers(vm: &VmFd) -> Result<(), KvmError> {
     refused(vm.set_tss_address(layout::TSS), "its task segment")?;
     refused(vm.create_irq_chip(), "its interrupt controllers")?;
