@@ -1,6 +1,6 @@
 //! A guest from its description to its end: builds the domain, surrounds it, starts it.
 
-mod virtio;
+pub(crate) mod virtio;
 
 use std::fmt;
 use std::fs::File;
@@ -166,6 +166,13 @@ pub struct Guest {
     first: Mutex<Option<FirstCpu>>,
 }
 
+/// The address of a card that was given none.
+pub(crate) fn own_mac(uuid: [u8; 16], handle: u32) -> [u8; 6] {
+    let [a, b, c, ..] = uuid;
+    // Xen's own prefix.
+    [0x00, 0x16, 0x3e, a & 0x7f, b, c.wrapping_add(handle.to_le_bytes()[0])]
+}
+
 /// Opens a disk.
 pub(crate) fn image(disk: &DiskFile) -> Result<Image, GuestError> {
     open(disk).map_err(|error| GuestError::Disk(disk.file.clone(), error))
@@ -247,10 +254,7 @@ pub(crate) fn surround(
     }
     let mut networks = Vec::new();
     for (handle, card) in (0u32..).zip(&description.networks) {
-        let [a, b, c, ..] = domain.uuid();
-        // Xen's own prefix.
-        let own = [0x00, 0x16, 0x3e, a & 0x7f, b, c.wrapping_add(handle.to_le_bytes()[0])];
-        let mac = card.mac.unwrap_or(own);
+        let mac = card.mac.unwrap_or_else(|| own_mac(domain.uuid(), handle));
         if card.bus == Bus::Virtio {
             let reach = description.virtio.reach;
             networks.extend(virtio::plug_card(&host, reach, mac, &card.kind)?);

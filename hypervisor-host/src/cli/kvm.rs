@@ -10,8 +10,8 @@ use super::options::RunArguments;
 use super::outcome::{CRASHED, Cut, LEFT, LOST, REBOOT, TIMEOUT};
 use super::tail::{Out, Tail};
 use super::terminal;
-use crate::guest::{self, Description};
-use crate::host::Endpoint;
+use crate::guest::{self, Description, NetworkKind, virtio};
+use crate::host::{Endpoint, Image};
 use crate::kvm::{Config, DomainEnd, End, KvmGuest, probe};
 use crate::usernet::UserNet;
 use crate::virtio::Model;
@@ -35,9 +35,12 @@ pub(super) fn once(arguments: &RunArguments, description: &Description) -> Resul
         xen: arguments.xen.then(guest::uuid),
     };
     let disks: Result<Vec<_>, _> = description.disks.iter().map(guest::image).collect();
-    let disks = disks.map_err(|error| error.to_string())?;
-    let without_xen = (!arguments.xen).then_some(description);
-    let models = models(without_xen).map_err(|error| format!("a virtio device: {error}"))?;
+    let mut disks = disks.map_err(|error| error.to_string())?;
+    let (models, mut networks) = if arguments.xen {
+        (Vec::new(), Vec::new())
+    } else {
+        models(description, std::mem::take(&mut disks))?
+    };
     let tail = Tail::default();
     let guest = KvmGuest::new(&config, models, Box::new(Out(tail.clone())));
     let guest = Arc::new(guest.map_err(|error| error.to_string())?);
@@ -50,14 +53,14 @@ pub(super) fn once(arguments: &RunArguments, description: &Description) -> Resul
             }));
             let console = vec![Endpoint::Writer(Box::new(Out(tail.clone())))];
             let surroundings = guest::surround(domain, description, rings, disks, console);
-            Some(surroundings.map_err(|error| error.to_string())?)
+            let (host, of_xen) = surroundings.map_err(|error| error.to_string())?;
+            networks = of_xen;
+            Some(host)
         }
     };
-    if let Some((_, networks)) = &surroundings {
-        for (publish, address) in networks.iter().flat_map(UserNet::published) {
-            let (transport, port) = (publish.transport, publish.guest_port);
-            eprintln!("janus: {address} leads to the guest's {transport} port {port}");
-        }
+    for (publish, address) in networks.iter().flat_map(UserNet::published) {
+        let (transport, port) = (publish.transport, publish.guest_port);
+        eprintln!("janus: {address} leads to the guest's {transport} port {port}");
     }
     guest.run().map_err(|error| error.to_string())?;
     let cut = Arc::new(Mutex::new(None));
@@ -69,7 +72,7 @@ pub(super) fn once(arguments: &RunArguments, description: &Description) -> Resul
         }
     };
     let (typed, console) =
-        (Arc::clone(&guest), surroundings.as_ref().map(|(host, _)| host.console().clone()));
+        (Arc::clone(&guest), surroundings.as_ref().map(|host| host.console().clone()));
     let type_bytes = move |bytes: &[u8]| match &console {
         Some(console) => console.type_bytes(bytes),
         None => typed.type_bytes(bytes),
@@ -79,7 +82,7 @@ pub(super) fn once(arguments: &RunArguments, description: &Description) -> Resul
         super::outcome::end_after(time, move || end(Cut::Timeout))?;
     }
     let ended = guest.wait();
-    if let Some((host, _)) = &surroundings {
+    if let Some(host) = &surroundings {
         host.console().close();
     }
     drop(terminal);
@@ -93,13 +96,34 @@ pub(super) fn once(arguments: &RunArguments, description: &Description) -> Resul
     Ok(code_of(&ended, cut, &tail, arguments.timeout))
 }
 
-/// The virtio devices of a guest; one of Xen's has none.
-fn models(description: Option<&Description>) -> std::io::Result<Vec<Box<dyn Model>>> {
-    let Some(description) = description else { return Ok(Vec::new()) };
-    if !description.disks.is_empty() || !description.networks.is_empty() {
-        return Err(std::io::Error::other("disks and cards need --xen on this engine"));
+/// virtio devices, in the order in which the guest finds them.
+type Models = Vec<Box<dyn Model>>;
+
+/// The virtio devices of a guest, and the networks of its cards.
+fn models(description: &Description, images: Vec<Image>) -> Result<(Models, Vec<UserNet>), String> {
+    let mut models = Models::new();
+    let mut networks = Vec::new();
+    for (disk, image) in description.disks.iter().zip(images) {
+        models.push(virtio::disk_model(disk, image, description.vcpus));
     }
-    Ok(vec![Box::new(Rng::new()?)])
+    let uuid = guest::uuid();
+    for (handle, card) in (0u32..).zip(&description.networks) {
+        let config = match &card.kind {
+            NetworkKind::User(config) => config,
+            NetworkKind::Tap(name) => {
+                return Err(format!(
+                    "--net tap:{name} needs --xen on this engine, or use --net user"
+                ));
+            }
+        };
+        let mac = card.mac.unwrap_or_else(|| guest::own_mac(uuid, handle));
+        let (model, network) =
+            virtio::card_model(mac, config).map_err(|error| error.to_string())?;
+        models.push(model);
+        networks.push(network);
+    }
+    models.push(Box::new(Rng::new().map_err(|error| format!("/dev/urandom: {error}"))?));
+    Ok((models, networks))
 }
 
 /// The exit code of a run, whose unexpected ends are told of here.

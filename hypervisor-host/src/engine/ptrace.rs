@@ -29,7 +29,7 @@ pub const TOP: u64 = 0x7fff_ffe0_0000;
 const LAST: u64 = 0x7fff_ffff_f000;
 /// What the library takes a request of ptrace for.
 #[cfg(target_env = "musl")]
-type PtraceRequest = libc::c_int;
+type PtraceRequest = c_int;
 #[cfg(not(target_env = "musl"))]
 type PtraceRequest = libc::c_uint;
 /// `PTRACE_SYSEMU`, which the library does not name for every target.

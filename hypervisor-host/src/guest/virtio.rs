@@ -1,10 +1,11 @@
-//! The virtio devices of a guest on the monitor.
+//! The virtio devices of a guest: what they are made of, and how the monitor plugs them in.
 
 use std::path::PathBuf;
 
-use super::{DiskFile, GuestError, NetworkKind};
+use super::{DiskFile, GuestError, NetConfig, NetworkKind};
 use crate::host::{Doorbell, Endpoint, Host, Image, Network, Reach, tap::Tap};
 use crate::usernet::UserNet;
+use crate::virtio::Model;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::Blk;
 use crate::virtio::net::Net;
@@ -67,6 +68,30 @@ impl std::str::FromStr for VirtioConsolePlace {
     }
 }
 
+/// A disk's device.
+pub(crate) fn disk_model(disk: &DiskFile, image: Image, queues: usize) -> Box<dyn Model> {
+    let name = disk.file.file_name().unwrap_or_default().to_string_lossy();
+    let queues = u16::try_from(queues).unwrap_or(u16::MAX);
+    let model = Blk::new(image, queues, &name);
+    // Direct I/O waits for the device, and the guest's CPU shall not.
+    Box::new(if disk.direct { model.on_threads() } else { model })
+}
+
+/// A card's device on a network that needs no rights, and the network.
+pub(crate) fn card_model(
+    mac: [u8; 6],
+    config: &NetConfig,
+) -> Result<(Box<dyn Model>, UserNet), GuestError> {
+    let mut ours = None;
+    let model = Net::new(mac, 1, |bell| {
+        let (network, backend) = UserNet::start(config.clone(), bell)?;
+        ours = Some(network);
+        Ok::<_, GuestError>(Box::new(backend) as Network)
+    })?;
+    let ours = ours.expect("the network was started to make the device");
+    Ok((Box::new(model), ours))
+}
+
 /// Plugs in a disk.
 pub(super) fn plug_disk(
     host: &Host,
@@ -75,14 +100,7 @@ pub(super) fn plug_disk(
     image: Image,
     queues: usize,
 ) -> Result<(), GuestError> {
-    let name = disk.file.file_name().unwrap_or_default().to_string_lossy();
-    let queues = u16::try_from(queues).unwrap_or(u16::MAX);
-    let mut model = Blk::new(image, queues, &name);
-    if disk.direct {
-        // Direct I/O waits for the device, and the guest's CPU shall not.
-        model = model.on_threads();
-    }
-    Ok(host.plug_virtio(Box::new(model), reach)?)
+    Ok(host.plug_virtio(disk_model(disk, image, queues), reach)?)
 }
 
 /// Plugs in a card; answers its network, if that is one of ours.
@@ -92,22 +110,21 @@ pub(super) fn plug_card(
     mac: [u8; 6],
     network: &NetworkKind,
 ) -> Result<Option<UserNet>, GuestError> {
-    let mut ours = None;
-    let model = Net::new(mac, 1, |bell| match network {
+    let name = match network {
         NetworkKind::User(config) => {
-            let (network, backend) = UserNet::start(config.clone(), bell)?;
-            ours = Some(network);
-            Ok(Box::new(backend) as Network)
+            let (model, ours) = card_model(mac, config)?;
+            host.plug_virtio(model, reach)?;
+            return Ok(Some(ours));
         }
-        NetworkKind::Tap(name) => {
-            let bell = Doorbell::new(move || bell());
-            let tap = Tap::open(name, host.events(), bell);
-            let tap = tap.map_err(|error| GuestError::File(name.into(), error))?;
-            Ok::<_, GuestError>(Box::new(tap) as Network)
-        }
+        NetworkKind::Tap(name) => name,
+    };
+    let model = Net::new(mac, 1, |bell| {
+        let tap = Tap::open(name, host.events(), Doorbell::new(move || bell()));
+        let tap = tap.map_err(|error| GuestError::File(name.into(), error))?;
+        Ok::<_, GuestError>(Box::new(tap) as Network)
     })?;
     host.plug_virtio(Box::new(model), reach)?;
-    Ok(ours)
+    Ok(None)
 }
 
 /// Plugs in the others.

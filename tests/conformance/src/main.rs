@@ -6,7 +6,6 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![expect(
     clippy::cast_possible_truncation,
-    unused_qualifications,
     reason = "words of the interface are cut into their fields; all lengths are constants"
 )]
 #![cfg_attr(not(target_os = "none"), allow(dead_code, unused_mut, reason = "only the guest asks"))]
