@@ -8,6 +8,11 @@
     clippy::cast_possible_truncation,
     reason = "words of the interface are cut into their fields; all lengths are constants"
 )]
+// On the host, alloc's names come with the standard library.
+#![cfg_attr(
+    not(target_os = "none"),
+    expect(unused_qualifications, reason = "the guest has to name alloc")
+)]
 #![cfg_attr(not(target_os = "none"), allow(dead_code, unused_mut, reason = "only the guest asks"))]
 
 extern crate alloc;
