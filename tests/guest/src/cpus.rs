@@ -245,9 +245,13 @@ guest_test! {
                         let offset = start + u64::from(round) * 8192;
                         let data = alloc::vec![number ^ round; 8192];
                         let mut back = alloc::vec![0; 8192];
+                        // Other tests of the same disk expect what was there.
+                        let mut before = back.clone();
+                        whole &= disk.read_into(offset, &mut before).await.is_ok();
                         whole &= disk.write_from(offset, &data).await.is_ok();
                         whole &= disk.read_into(offset, &mut back).await.is_ok();
                         whole &= back == data;
+                        whole &= disk.write_from(offset, &before).await.is_ok();
                     }
                     (this_cpu(), whole)
                 })

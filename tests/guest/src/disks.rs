@@ -1,4 +1,4 @@
-//! Disks: the first one is 16 MiB of known noise (`xtask/src/disk.rs`); writes go nowhere after the test.
+//! Disks: the first one is 16 MiB of known noise (`xtask/src/disk.rs`); a test that writes puts back what was there.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -68,6 +68,8 @@ guest_test! {
             disk.flush().await?;
             let mut after = alloc::vec![0; 4096 * 3];
             disk.read_into(offset, &mut after).await?;
+            // Other tests of the same disk expect what was there.
+            disk.write_from(offset, &before).await?;
             Ok::<_, BlockError>(after)
         });
         let Some(after) = test.ok("write and read", result) else { return };
@@ -86,10 +88,14 @@ guest_test! {
             let (left, right) = before.split_at_mut(4096);
             disk.read_into(start - 4096, left).await?;
             disk.read_into(start + LEN, right).await?;
+            let mut there = alloc::vec![0; 1 << 20];
+            disk.read_into(start, &mut there).await?;
             let discarded = disk.discard(start, LEN).await;
             let (left, right) = after.split_at_mut(4096);
             disk.read_into(start - 4096, left).await?;
             disk.read_into(start + LEN, right).await?;
+            // Other tests of the same disk expect what was there.
+            disk.write_from(start, &there).await?;
             Ok::<_, BlockError>(discarded)
         });
         let Some(discarded) = test.ok("read", done) else { return };
