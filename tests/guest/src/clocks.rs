@@ -66,8 +66,9 @@ guest_test! {
         let start = time::now();
         let handles: Vec<_> = (0..50_u64)
             .map(|index| {
-                // A permutation: 7 and 50 have no common divisor.
-                let ms = 20 + index * 7 % 50 * 3;
+                // A permutation: 7 and 50 have no common divisor. The first is due when all are waiting, also where the
+                // host has other work: one that is due before it waits ends at once.
+                let ms = 200 + index * 7 % 50 * 3;
                 task::spawn("timer", async move {
                     time::sleep_until(start + Duration::from_millis(ms)).await;
                     ENDED.lock().push(ms);
