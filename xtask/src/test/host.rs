@@ -163,7 +163,7 @@ pub(super) fn unit_tests(results: &Results, seed: u64) {
         results,
         "cargo test",
         seeded(cargo().args(["test", "--workspace", "--locked", "--no-fail-fast"]), seed),
-        10,
+        15,
     );
 }
 
